@@ -1,0 +1,1 @@
+"""Pure parts: values and decisions. No I/O, no clock, no logging."""

@@ -1,0 +1,1 @@
+"""All that talks outwards through the openai SDK."""
