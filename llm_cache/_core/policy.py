@@ -1,0 +1,86 @@
+"""What may be stored, and what may still be served. Pure decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from llm_cache._core.types import Completion, Entry, Json
+
+_COMPLETE = frozenset({"stop", "tool_calls", "function_call"})
+
+
+class Refusal(StrEnum):
+    """Why an answer was served but not stored."""
+
+    MALFORMED = "malformed"
+    """It is not shaped as a chat completion."""
+    NO_CHOICES = "no_choices"
+    EMPTY = "empty"
+    """A choice has neither text nor tool calls nor a refusal."""
+    LENGTH = "length"
+    """The model ran into its token limit: the answer is cut."""
+    CONTENT_FILTER = "content_filter"
+    UNFINISHED = "unfinished"
+    """Any other reason to finish, or none."""
+    TOO_LARGE = "too_large"
+    """More bytes than `max_entry_bytes`."""
+
+
+def refusal(completion: Completion) -> Refusal | None:
+    """Return why *completion* must not be stored, or `None` when it may be.
+
+    Every choice must be complete: one that is cut makes the whole answer unusable.
+    """
+    choices = completion.get("choices")
+    if not isinstance(choices, list):
+        return Refusal.MALFORMED
+    if not choices:
+        return Refusal.NO_CHOICES
+    return next((reason for choice in choices if (reason := _choice_refusal(choice))), None)
+
+
+def _choice_refusal(choice: Json) -> Refusal | None:
+    if not isinstance(choice, dict) or not isinstance(choice.get("message"), dict):
+        return Refusal.MALFORMED
+    finish = choice.get("finish_reason")
+    if finish not in _COMPLETE:
+        known = {"length": Refusal.LENGTH, "content_filter": Refusal.CONTENT_FILTER}
+        return (
+            known.get(finish, Refusal.UNFINISHED)
+            if isinstance(finish, str)
+            else (Refusal.UNFINISHED)
+        )
+    message = choice["message"]
+    said = (message.get(name) for name in ("content", "tool_calls", "function_call", "refusal"))
+    return None if any(said) else Refusal.EMPTY
+
+
+@dataclass(frozen=True, slots=True)
+class Purges:
+    """What has been invalidated: for each target, the token of the last time.
+
+    Tokens are made by Redis, of fixed width, and grow: a later one compares greater.
+    """
+
+    epoch: str
+    """The epoch this copy of the table was read under."""
+    born: str
+    """Token of the table itself. What is older was stored before a table that is lost, and nobody
+    knows any more what of it had been invalidated."""
+    tokens: Mapping[str, str] = field(default_factory=dict)
+
+    def allow(self, entry: Entry) -> bool:
+        """Tell whether *entry*, read under this epoch, may be served.
+
+        An entry is as old as the epoch that its request saw before it asked the model. It is dead
+        when a target of it was purged later, when it is older than the table, and when it claims
+        to come from an epoch that this Redis has not reached (the table it knew is lost).
+        """
+        return self.born <= entry.stamp <= self.epoch and not (
+            self.tokens and any(self._purged(target, entry) for target in entry.targets())
+        )
+
+    def _purged(self, target: str, entry: Entry) -> bool:
+        return self.tokens.get(target, "") > entry.stamp

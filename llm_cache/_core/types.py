@@ -1,0 +1,107 @@
+"""The values the parts hand to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+Json = Any
+"""A JSON value: `None`, `bool`, `int`, `float`, `str`, or a list or dict of them."""
+
+Completion = dict[str, Json]
+"""A chat completion as the provider sent it, parsed from JSON and otherwise unchanged."""
+
+
+class CacheStatus(StrEnum):
+    """How a call ended. Exactly one status for every call; also the metric label."""
+
+    EXACT = "exact"
+    """Answered from an entry of the same request."""
+    SEMANTIC = "semantic"
+    """Answered from an entry whose prompt means the same, in the same scope."""
+    STALE = "stale"
+    """Answered from an entry past its TTL, where the caller allowed it."""
+    MISS = "miss"
+    """Looked, found nothing, asked the model."""
+    BYPASS = "bypass"
+    """Not looked, by plan or because a dependency failed; the model was asked."""
+
+
+class Role(StrEnum):
+    """The roles of a chat message that this release knows."""
+
+    SYSTEM = "system"
+    DEVELOPER = "developer"
+    USER = "user"
+    ASSISTANT = "assistant"
+    TOOL = "tool"
+    FUNCTION = "function"
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """A validated request: what the model will see, and what of it is compared.
+
+    `messages` and `params` go to the model as they are here. `frame` is the canonical form of
+    everything except the compared text; with `text` it is the identity of the request.
+    """
+
+    model: str
+    messages: list[dict[str, Json]]
+    params: Mapping[str, Any]
+    """Everything else the SDK is called with: `temperature`, `tools`, `extra_headers`, …"""
+    frame: bytes
+    """Canonical bytes of all the model can see, without the compared text."""
+    text: str | None
+    """The last user turn, verbatim; `None` where the request does not end with one."""
+    normalized: str
+    """`text` after prompt normalisation; what the exact key holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A stored answer."""
+
+    completion: Completion
+    created_s: float
+    """Unix time at which the answer was stored."""
+    stamp: str
+    """The epoch that the storing request saw before it asked the model."""
+    model: str
+    tenant: str | None = None
+    tags: tuple[str, ...] = ()
+    origin: str | None = None
+    """For an alias: the digest of the entry it is a copy of."""
+    similarity: float | None = None
+    """For an alias: the similarity with which it was promoted."""
+
+    def as_alias(self, origin: str, similarity: float) -> Entry:
+        """Return a copy of this entry for another prompt, which it answers with *similarity*."""
+        return replace(self, origin=origin, similarity=similarity)
+
+    def targets(self) -> tuple[str, ...]:
+        """Return the invalidation targets that reach this entry."""
+        return (
+            ALL,
+            f"model:{self.model}",
+            f"tenant:{self.tenant or ''}",
+            *(f"tag:{tag}" for tag in self.tags),
+        )
+
+
+ALL = "all"
+"""The invalidation target that reaches every entry of the namespace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A neighbour of the prompt in its own scope, nearest first, before threshold and guards."""
+
+    key: str
+    """Redis key of the semantic entry."""
+    digest: str
+    """Digest of the answer it leads to."""
+    prompt: str
+    similarity: float

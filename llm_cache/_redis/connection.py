@@ -1,0 +1,155 @@
+"""One pool of Redis connections, bounded in number and in time, with our errors."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from redis import asyncio as redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    NoPermissionError,
+    RedisError,
+    ResponseError,
+)
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from llm_cache._redis.embedded import EmbeddedRedis
+from llm_cache.errors import ConfigurationError, StoreTimeout, StoreUnavailable
+
+_T = TypeVar("_T")
+_SCHEMES = ("redis", "rediss", "unix", "embedded")
+
+
+class Connection:
+    """The way to one Redis: `redis://`, `rediss://`, `unix://` or `embedded://`.
+
+    Raises:
+        ConfigurationError: *url* is not one of these.
+    """
+
+    def __init__(self, url: str, *, max_connections: int, timeout_s: float) -> None:
+        _check_url(url)
+        self._embedded = EmbeddedRedis.from_url(url) if url.startswith("embedded:") else None
+        self._url = url
+        self._max_connections = max_connections
+        self._timeout_s = timeout_s
+        self._client: redis.Redis | None = None
+
+    @property
+    def client(self) -> redis.Redis:
+        """The client, once `open` has returned."""
+        if self._client is None:
+            raise StoreUnavailable("the connection to Redis is not open")
+        return self._client
+
+    async def open(self) -> None:
+        """Start the embedded server if there is one, connect, and `PING`.
+
+        Raises:
+            EmbeddedRedisUnavailable: `embedded://` cannot start a server here.
+            StoreUnavailable: no Redis answers at the URL, or it refuses us.
+        """
+        url = self._url if self._embedded is None else await self._embedded.start()
+        pool = redis.BlockingConnectionPool.from_url(
+            url,
+            max_connections=self._max_connections,
+            # `run` bounds every round trip as a whole; a limit here would only add to it.
+            timeout=None,
+            socket_timeout=None,
+            socket_connect_timeout=None,
+            # A server may have closed an idle connection; one fresh try tells that from an outage.
+            retry=Retry(NoBackoff(), 1),
+            decode_responses=False,
+        )
+        client = redis.Redis.from_pool(pool)
+        try:
+            await self._ping(client)
+        except BaseException:
+            await client.aclose()
+            if self._embedded is not None:
+                await self._embedded.stop()
+            raise
+        self._client = client
+
+    async def _ping(self, client: redis.Redis) -> None:
+        try:
+            await self.run(client.execute_command("PING"))  # type: ignore[no-untyped-call]
+        except StoreUnavailable as error:
+            raise type(error)(
+                f"no usable Redis at {mask(self._url)}: {error}. Check the URL, start one with"
+                " `docker compose up -d redis`, or use embedded://"
+            ) from error.__cause__
+
+    async def aclose(self) -> None:
+        """Close all connections, and stop the embedded server if there is one."""
+        client, self._client = self._client, None
+        try:
+            if client is not None:
+                await client.aclose()
+        finally:
+            if self._embedded is not None:
+                await self._embedded.stop()
+
+    async def execute(self, *command: Any) -> Any:
+        """Run one command: one round trip. Raises as `run` does."""
+        return await self.run(self.client.execute_command(*command))  # type: ignore[no-untyped-call]
+
+    async def run(self, operation: Awaitable[_T]) -> _T:
+        """Await *operation* for at most `redis_timeout_s`, waiting for a connection included.
+
+        Raises:
+            StoreTimeout: it took longer.
+            StoreUnavailable: Redis refused, went away, or answered with an error.
+        """
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await operation
+        except (TimeoutError, RedisTimeoutError) as error:
+            raise StoreTimeout(
+                f"no answer within redis_timeout_s={self._timeout_s:g} s"
+            ) from error
+        except (AuthenticationError, AuthorizationError, NoPermissionError) as error:
+            raise StoreUnavailable(f"Redis refused this user: {error}") from error
+        except ResponseError as error:
+            raise StoreUnavailable(f"Redis answered: {error}") from error
+        except (RedisError, OSError) as error:
+            raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
+
+
+def mask(url: str) -> str:
+    """Return *url* without its password and its query."""
+    return re.sub(r"//[^@/]*@", "//***@", url.partition("?")[0])
+
+
+def _check_url(url: object) -> None:
+    if not isinstance(url, str):
+        raise ConfigurationError(f"the Redis URL must be text; got {type(url).__name__}")
+    scheme = url.partition("://")[0] if "://" in url else ""
+    if scheme not in _SCHEMES:
+        raise ConfigurationError(
+            f"the Redis URL must begin with {', '.join(f'{name}://' for name in _SCHEMES)};"
+            f" got {mask(url)!r}"
+        )
+    if scheme in {"redis", "rediss"}:
+        _check_address(url)
+
+
+def _check_address(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        port_is_fine = parts.port is None or parts.port > 0
+    except ValueError:
+        port_is_fine = False
+    if not port_is_fine:
+        raise ConfigurationError(f"the Redis URL has no valid port: {mask(url)!r}")
+    if not re.fullmatch(r"/?\d*", parts.path):
+        raise ConfigurationError(
+            f"the path of the Redis URL is the number of a database; got {mask(url)!r}"
+        )

@@ -1,0 +1,268 @@
+"""The semantic layer: one HNSW index for each vector space, searched within one scope.
+
+The index is created with this statement (`<…>` are placeholders)::
+
+    FT.CREATE <ns>:idx:<space> ON HASH PREFIX 1 <ns>:s:<space>:
+        NOOFFSETS NOHL NOFIELDS NOFREQS STOPWORDS 0
+        SCHEMA scope TAG CASESENSITIVE
+               vector VECTOR HNSW 12 TYPE FLOAT16 DIM <dims> DISTANCE_METRIC COSINE
+                                     M 16 EF_CONSTRUCTION 200 EF_RUNTIME 50
+
+Two plans search it. A small scope is read exactly, every entry of it scored, which is both fast
+and without loss. A large one is searched through the graph; scopes are kept apart there by the
+signs that turn their vectors (`_core/vectors.py`), and every row is compared on its scope before
+anything else. Which plan a scope takes is asked from Redis at a bounded price: counting stops at
+the limit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from llm_cache._core.keys import Keys, answer_digest
+from llm_cache._core.types import Candidate
+from llm_cache._core.vectors import Vector, salted_blob
+from llm_cache._redis.connection import Connection
+from llm_cache.errors import (
+    ConfigurationError,
+    IndexMismatch,
+    SearchModuleMissing,
+    StoreUnavailable,
+)
+
+if TYPE_CHECKING:
+    from redis.asyncio.client import Pipeline
+
+SMALL_SCOPE = 2_000
+"""Entries up to which a scope is searched exactly. Measured crossover of the two plans."""
+_SIZE_AGE_S = 60.0
+_SIZES_KEPT = 10_000
+_EXACT = "@scope:{{{scope}}}=>[KNN {limit} @vector $v HYBRID_POLICY ADHOC_BF AS distance]"
+_GRAPH = "*=>[KNN {limit} @vector $v EF_RUNTIME {ef} AS distance]"
+_EF_RUNTIME = 50
+_MAX_DIMENSIONS = 32_768
+
+
+class VectorStore:
+    """The semantic entries of one vector space in one namespace."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        keys: Keys,
+        *,
+        space: str,
+        dimensions: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if not 0 < dimensions <= _MAX_DIMENSIONS:
+            raise ConfigurationError(
+                f"an embedder must have 1 to {_MAX_DIMENSIONS} dimensions; got {dimensions}"
+            )
+        self._connection = connection
+        self._keys = keys
+        self._space = space
+        self.dimensions = dimensions
+        """Length of every vector."""
+        self._sizes = _ScopeSizes(clock)
+
+    @property
+    def index(self) -> str:
+        """Name of the index."""
+        return self._keys.index(self._space)
+
+    async def ensure_index(self) -> None:
+        """Create the index unless it is there. Two round trips.
+
+        Raises:
+            SearchModuleMissing: this Redis has no RediSearch.
+            IndexMismatch: an index of this name has other settings. It is left as it is.
+        """
+        names = await self._index_names()
+        if self.index not in names:
+            await self._create_index()
+        await self._check_index()
+
+    async def nearest(self, scope: str, vector: Vector, *, limit: int) -> list[Candidate]:
+        """Return at most *limit* entries of *scope*, nearest first.
+
+        One round trip; one more when the size of the scope was last asked over a minute ago.
+        """
+        query = _EXACT if await self._is_small(scope) else _GRAPH
+        reply = await self._connection.execute(
+            "FT.SEARCH",
+            self.index,
+            query.format(scope=scope, limit=limit, ef=max(_EF_RUNTIME, limit)),
+            *("PARAMS", 2, "v", salted_blob(vector, scope)),
+            *("RETURN", 3, "scope", "distance", "prompt"),
+            *("SORTBY", "distance", "LIMIT", 0, limit, "DIALECT", 2),
+        )
+        return _candidates(reply, scope)
+
+    def write(
+        self,
+        pipeline: Pipeline,
+        *,
+        digest: str,
+        scope: str,
+        vector: Vector,
+        prompt: str,
+        ttl_ms: int,
+    ) -> str:
+        """Add the commands that write a semantic entry to *pipeline*; return the entry's key."""
+        key = self._keys.entry(self._space, digest)
+        fields: list[str | bytes] = ["vector", salted_blob(vector, scope), "scope", scope]
+        if prompt:
+            fields += ["prompt", prompt]
+        pipeline.hset(key, items=fields)
+        pipeline.pexpire(key, ttl_ms)
+        return key
+
+    async def forget(self, entry_keys: Iterable[str]) -> None:
+        """Delete semantic entries whose answers are gone. One round trip."""
+        await self._connection.execute("UNLINK", *entry_keys)
+
+    async def count(self) -> int:
+        """Return the number of entries in the index. One round trip."""
+        info = _mapping(await self._connection.execute("FT.INFO", self.index))
+        return int(info.get("num_docs", 0))
+
+    async def _is_small(self, scope: str) -> bool:
+        known = self._sizes.get(scope)
+        if known is not None:
+            return known
+        reply = await self._connection.execute(
+            "FT.AGGREGATE",
+            self.index,
+            f"@scope:{{{scope}}}",
+            # Rows are counted lazily: the server stops when it has skipped this many.
+            *("LIMIT", SMALL_SCOPE, 1, "DIALECT", 2),
+        )
+        return self._sizes.put(scope, is_small=not _has_rows(reply))
+
+    async def _index_names(self) -> set[str]:
+        try:
+            names = await self._connection.execute("FT._LIST")
+        except StoreUnavailable as error:
+            if "unknown command" not in str(error).lower():
+                raise
+            raise SearchModuleMissing(
+                "this Redis has no search module, which the semantic layer needs: use Redis Stack"
+                " or Redis 8 (`docker compose up -d redis`), or set semantic=False to keep the"
+                " exact layer alone"
+            ) from error
+        return {_text(name) for name in names}
+
+    async def _create_index(self) -> None:
+        try:
+            await self._connection.execute(
+                *("FT.CREATE", self.index, "ON", "HASH"),
+                *("PREFIX", 1, self._keys.entry_prefix(self._space)),
+                *("NOOFFSETS", "NOHL", "NOFIELDS", "NOFREQS", "STOPWORDS", 0),
+                *("SCHEMA", "scope", "TAG", "CASESENSITIVE"),
+                *("vector", "VECTOR", "HNSW", 12, "TYPE", "FLOAT16", "DIM", self.dimensions),
+                *("DISTANCE_METRIC", "COSINE", "M", 16),
+                *("EF_CONSTRUCTION", 200, "EF_RUNTIME", _EF_RUNTIME),
+            )
+        except StoreUnavailable as error:
+            # Another worker was faster; `_check_index` looks at what it made.
+            if "already exists" not in str(error).lower():
+                raise
+
+    async def _check_index(self) -> None:
+        info = _mapping(await self._connection.execute("FT.INFO", self.index))
+        fields = [_mapping(field) for field in info["attributes"]]
+        vector = next((f for f in fields if _text(f.get("attribute", "")) == "vector"), {})
+        found = {
+            name: _text(vector.get(name, "nothing")).upper()
+            for name in ("algorithm", "data_type", "dim", "distance_metric")
+        }
+        prefixes = _mapping(info["index_definition"]).get("prefixes", [])
+        found["prefix"] = ", ".join(_text(prefix) for prefix in prefixes)
+        wanted = {
+            "algorithm": "HNSW",
+            "data_type": "FLOAT16",
+            "dim": str(self.dimensions),
+            "distance_metric": "COSINE",
+            "prefix": self._keys.entry_prefix(self._space),
+        }
+        wrong = [
+            f"{name} {found[name]} instead of {wanted[name]}"
+            for name in wanted
+            if found[name] != wanted[name]
+        ]
+        if wrong:
+            raise IndexMismatch(
+                f"the index {self.index} was made with other settings ({'; '.join(wrong)}). It is"
+                " left as it is: choose another namespace, or drop it yourself with"
+                f" `FT.DROPINDEX {self.index}`"
+            )
+
+
+class _ScopeSizes:
+    """Which scopes are small, as far as they were asked lately. Bounded."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._known: OrderedDict[str, tuple[bool, float]] = OrderedDict()
+
+    def get(self, scope: str) -> bool | None:
+        known = self._known.get(scope)
+        if known is None or self._clock() - known[1] > _SIZE_AGE_S:
+            return None
+        return known[0]
+
+    def put(self, scope: str, *, is_small: bool) -> bool:
+        self._known[scope] = (is_small, self._clock())
+        self._known.move_to_end(scope)
+        if len(self._known) > _SIZES_KEPT:
+            self._known.popitem(last=False)
+        return is_small
+
+
+def _candidates(reply: Any, scope: str) -> list[Candidate]:
+    """Return the rows of *scope* in *reply*, nearest first."""
+    candidates = [
+        Candidate(
+            key=key,
+            digest=answer_digest(key),
+            prompt=_text(fields.get("prompt", "")),
+            similarity=1 - float(fields["distance"]),
+        )
+        for key, fields in _rows(reply)
+        # A row without fields is an entry that expired between the search and the reply; a row of
+        # another scope is what the graph finds where the scope has fewer entries than asked for.
+        if "distance" in fields and _text(fields.get("scope", "")) == scope
+    ]
+    # The server sorted them, as far as it merged them itself.
+    return sorted(candidates, key=lambda candidate: -candidate.similarity)
+
+
+def _rows(reply: Any) -> list[tuple[str, dict[str, Any]]]:
+    """Return key and fields of each row of a search: RESP3 answers maps, RESP2 a flat list."""
+    if isinstance(reply, Mapping):
+        rows = [_mapping(row) for row in _mapping(reply)["results"]]
+        pairs = [(row["id"], row.get("extra_attributes")) for row in rows]
+    else:
+        pairs = list(zip(reply[1::2], reply[2::2], strict=True))
+    return [(_text(key), _mapping(fields or [])) for key, fields in pairs]
+
+
+def _has_rows(reply: Any) -> bool:
+    """Tell whether an aggregation answered any row."""
+    return bool(_mapping(reply)["results"] if isinstance(reply, Mapping) else reply[1:])
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    """Return a RESP3 map, or a RESP2 list of names and values, as a dict."""
+    if isinstance(value, Mapping):
+        return {_text(name): item for name, item in value.items()}
+    # Lists that describe a field end with flags that have no value.
+    return {_text(name): item for name, item in zip(value[::2], value[1::2], strict=False)}
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -1,0 +1,162 @@
+"""`CacheConfig`: every setting, checked when it is made. The only reader of the environment."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+from llm_cache.errors import ConfigurationError
+
+DEFAULT_REDIS_URL = "redis://localhost:6379"
+DEFAULT_MODEL = "gpt-4o-mini"
+DEFAULT_SYSTEM = "You are a helpful assistant."
+_NAMESPACE = re.compile(r"[A-Za-z0-9_.-]+")
+_TEN_YEARS_S = 10 * 365 * 86_400
+
+
+class Normalization(StrEnum):
+    """How the last user turn is folded before it enters the exact key.
+
+    What reaches the model is never changed.
+    """
+
+    VERBATIM = "verbatim"
+    """Not at all."""
+    WHITESPACE = "whitespace"
+    """NFC and trimmed; in single-line text, runs of blanks become one space."""
+    CASEFOLD = "casefold"
+    """`WHITESPACE`, and lower case."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheConfig:
+    """All settings of an `LLMCache`. Immutable; use `dataclasses.replace` to derive one.
+
+    Raises:
+        ConfigurationError: a value is out of its range; the message names the setting.
+    """
+
+    namespace: str = "llm_cache"
+    """Prefix of every Redis key. Letters, digits and `_.-`."""
+    cache_version: str = ""
+    """Part of every key: change it and all older entries are no longer found."""
+    require_tenant: bool = False
+    """Refuse calls that name no tenant."""
+
+    model: str = DEFAULT_MODEL
+    """The model of calls that name none."""
+    system: str | None = DEFAULT_SYSTEM
+    """System message of plain-string prompts; `None` for no system message."""
+
+    ttl_s: float = 86_400.0
+    """Lifetime of an answer in seconds, absolute from the moment it is stored. Default 24 h."""
+    normalization: Normalization = Normalization.WHITESPACE
+    """How prompts are folded before they enter the exact key."""
+
+    semantic: bool = True
+    """Whether rephrased prompts are looked up by vector. Needs a Redis with RediSearch."""
+    similarity_threshold: float | None = None
+    """Least cosine similarity of a semantic hit, 0 to 1; `None` takes the embedding model's."""
+    guards: bool = True
+    """Whether lexical guards may veto a candidate (other number, negation, direction, …)."""
+    store_prompts: bool = True
+    """Whether prompt texts are kept beside their vectors. Guards need them."""
+
+    max_prompt_chars: int = 1_000_000
+    """A request whose text is longer is refused."""
+    max_entry_bytes: int = 1_048_576
+    """An answer that takes more bytes than this is served but not stored."""
+
+    max_connections: int = 50
+    """Most Redis connections of one cache object; callers beyond it wait."""
+    redis_timeout_s: float = 1.0
+    """Most seconds one Redis round trip may take, waiting for a connection included."""
+    embed_timeout_s: float = 10.0
+    """Most seconds one embedding may take."""
+    stats_flush_s: float = 10.0
+    """Seconds between two flushes of this process's counters to Redis."""
+
+    def __post_init__(self) -> None:
+        """Check every value; normalise enums given by their names."""
+        if not _NAMESPACE.fullmatch(self.namespace):
+            raise ConfigurationError(
+                "namespace must be one or more of A-Z, a-z, 0-9, '_', '.', '-';"
+                f" got {self.namespace!r}"
+            )
+        try:
+            object.__setattr__(self, "normalization", Normalization(self.normalization))
+        except ValueError:
+            names = ", ".join(repr(str(name)) for name in Normalization)
+            raise ConfigurationError(
+                f"normalization must be one of {names}; got {self.normalization!r}"
+            ) from None
+        if not self.model:
+            raise ConfigurationError("model must name a model")
+        if self.guards and self.semantic and not self.store_prompts:
+            raise ConfigurationError(
+                "store_prompts=False leaves the guards nothing to compare:"
+                " set guards=False as well, or keep the prompts"
+            )
+        check_ttl(self.ttl_s, "ttl_s")
+        if self.similarity_threshold is not None:
+            check_threshold(self.similarity_threshold, "similarity_threshold")
+        for name in ("max_prompt_chars", "max_entry_bytes", "max_connections"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigurationError(f"{name} must be a whole number above 0; got {value!r}")
+        for name in ("redis_timeout_s", "embed_timeout_s", "stats_flush_s"):
+            value = getattr(self, name)
+            if not is_number(value) or not 0 < value < _TEN_YEARS_S:
+                raise ConfigurationError(f"{name} must be seconds above 0; got {value!r}")
+
+
+def is_number(value: object) -> bool:
+    """Tell whether *value* is an int or a float; `True` and `False` are not numbers."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def check_ttl(value: object, name: str) -> float:
+    """Return *value* as seconds.
+
+    Raises:
+        ConfigurationError: it is not a number from 0.001 (Redis counts milliseconds) to ten years.
+    """
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ConfigurationError(f"{name} must be a number of seconds; got {value!r}")
+    if not 0.001 <= value <= _TEN_YEARS_S:
+        raise ConfigurationError(
+            f"{name} must be from 0.001 s to ten years; got {value!r}."
+            " An answer without expiry is never stored"
+        )
+    return float(value)
+
+
+def check_threshold(value: object, name: str) -> float:
+    """Return *value* as a cosine similarity.
+
+    Raises:
+        ConfigurationError: it is not a number from 0 to 1.
+    """
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
+        raise ConfigurationError(
+            f"{name} is a cosine similarity from 0 to 1, higher is stricter; got {value!r}"
+        )
+    return float(value)
+
+
+def redis_url_from_env() -> str:
+    """Return `REDIS_URL`, or the local default."""
+    return os.environ.get("REDIS_URL") or DEFAULT_REDIS_URL
+
+
+def openai_key_in_env() -> bool:
+    """Tell whether `OPENAI_API_KEY` is set to something."""
+    return bool(os.environ.get("OPENAI_API_KEY"))
+
+
+def openai_base_url() -> str:
+    """Return the address that `AsyncOpenAI()` would ask, without making one."""
+    url = os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+    return url.rstrip("/") + "/"

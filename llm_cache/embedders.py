@@ -1,0 +1,178 @@
+"""What turns texts into vectors: the `Embedder` protocol and the embedders of this package.
+
+`LocalEmbedder` is in `llm_cache.local`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from llm_cache.config import check_threshold, openai_key_in_env
+from llm_cache.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+EmbedFunction = Callable[[Sequence[str]], Awaitable[Any]]
+
+_OPENAI_DIMENSIONS = {
+    "text-embedding-3-small": 1536,
+    "text-embedding-3-large": 3072,
+    "text-embedding-ada-002": 1536,
+}
+_DEFAULT_THRESHOLD = 0.97
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """Turns texts into vectors.
+
+    An embedder may also have `blind_spots(text) -> str | None`: what its model cannot see of a
+    text, as text that two prompts must share before their vectors mean anything, or `None` when
+    the text as a whole is beyond it and must not be compared at all.
+    """
+
+    @property
+    def model_id(self) -> str:
+        """Name of the model; with `dimensions` it names the vector space."""
+
+    @property
+    def dimensions(self) -> int | None:
+        """Length of each vector; `None` when only a first embedding tells."""
+
+    @property
+    def similarity_threshold(self) -> float:
+        """Least cosine similarity at which two prompts of this model are taken for one."""
+
+    async def embed(self, texts: Sequence[str]) -> Any:
+        """Return one vector for each text, as an array of shape (n, dimensions)."""
+
+
+class OpenAIEmbedder:
+    """Embeddings of OpenAI, or of any service that speaks its protocol.
+
+    Args:
+        client: The SDK's client; `None` makes one from `OPENAI_API_KEY` at the first use.
+        model: The embedding model.
+        dimensions: Shorter vectors, where the model supports it (`text-embedding-3-*` do): less
+            memory and faster search for a little less precision. `None` keeps the model's own.
+        similarity_threshold: 0.97 is the starting point for `text-embedding-3-small`; 0.99 is
+            cautious, 0.92 daring. Go below only after looking at your near misses.
+
+    Raises:
+        ConfigurationError: a value out of its range.
+    """
+
+    def __init__(
+        self,
+        client: AsyncOpenAI | None = None,
+        *,
+        model: str = "text-embedding-3-small",
+        dimensions: int | None = None,
+        similarity_threshold: float = _DEFAULT_THRESHOLD,
+    ) -> None:
+        if dimensions is not None and dimensions < 1:
+            raise ConfigurationError(f"dimensions must be above 0; got {dimensions}")
+        self._client = client
+        self._owned: AsyncOpenAI | None = None
+        self._model = model
+        self._asked = dimensions
+        self.dimensions = dimensions or _OPENAI_DIMENSIONS.get(model)
+        self.similarity_threshold = check_threshold(similarity_threshold, "similarity_threshold")
+
+    @property
+    def model_id(self) -> str:
+        """Name of the model."""
+        return self._model
+
+    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """Return one vector for each text. One request; retried by the SDK's own rules.
+
+        Raises:
+            ConfigurationError: there is no client and no API key.
+            openai.OpenAIError: whatever the SDK raises.
+        """
+        options: dict[str, Any] = {} if self._asked is None else {"dimensions": self._asked}
+        reply = await self._get_client().embeddings.create(
+            model=self._model, input=list(texts), **options
+        )
+        rows = sorted(reply.data, key=lambda row: row.index)
+        return [row.embedding for row in rows]
+
+    async def aclose(self) -> None:
+        """Close the client, if this embedder made it."""
+        owned, self._owned = self._owned, None
+        if owned is not None:
+            await owned.close()
+
+    def _get_client(self) -> AsyncOpenAI:
+        if self._client is not None:
+            return self._client
+        if self._owned is None:
+            if not openai_key_in_env():
+                raise ConfigurationError(
+                    "the default embedder needs an OpenAI key: set OPENAI_API_KEY, pass"
+                    " embedder=OpenAIEmbedder(client), or embed on this machine with"
+                    " embedder=LocalEmbedder() (pip install 'llm-cache[local]')"
+                )
+            from openai import AsyncOpenAI
+
+            self._owned = AsyncOpenAI()
+        return self._owned
+
+
+class CallableEmbedder:
+    """Makes an embedder of an async function that takes texts and answers vectors.
+
+    Args:
+        function: `async def embed(texts) -> rows of numbers`.
+        model_id: Names the vector space. Change it when the model behind the function changes:
+            vectors of two models must never be compared.
+        dimensions: Length of the vectors; `None` learns it by embedding one word at `open()`.
+        similarity_threshold: Least cosine similarity of a semantic hit. 0.97 suits few models
+            exactly; measure yours.
+    """
+
+    def __init__(
+        self,
+        function: EmbedFunction,
+        *,
+        model_id: str,
+        dimensions: int | None = None,
+        similarity_threshold: float = _DEFAULT_THRESHOLD,
+    ) -> None:
+        if not model_id:
+            raise ConfigurationError("model_id must name the embedding model")
+        self._function = function
+        self.model_id = model_id
+        self.dimensions = dimensions
+        self.similarity_threshold = check_threshold(similarity_threshold, "similarity_threshold")
+
+    async def embed(self, texts: Sequence[str]) -> Any:
+        """Return what the function answers."""
+        return await self._function(texts)
+
+
+def as_embedder(embedder: Embedder | EmbedFunction) -> Embedder:
+    """Return *embedder*, wrapping a bare async function in a `CallableEmbedder` with a warning.
+
+    Raises:
+        ConfigurationError: it is neither an embedder nor a callable.
+    """
+    if isinstance(embedder, Embedder):
+        return embedder
+    if not callable(embedder):
+        raise ConfigurationError(
+            "embedder must have model_id, dimensions, similarity_threshold and async embed(texts),"
+            f" or be an async function; got {type(embedder).__name__}"
+        )
+    name = f"{embedder.__module__}.{getattr(embedder, '__qualname__', type(embedder).__name__)}"
+    warnings.warn(
+        f"the embedder {name} is used as model_id={name!r} with"
+        f" similarity_threshold={_DEFAULT_THRESHOLD}; say both with CallableEmbedder(…), so that"
+        " a new model behind the same function is never compared with the old one's vectors",
+        stacklevel=3,
+    )
+    return CallableEmbedder(embedder, model_id=name)

@@ -1,0 +1,94 @@
+"""What the cache tells: frozen events, and the hook that hears them.
+
+Events carry no prompt and no answer. A hook is any callable that takes one event; it runs on the
+event loop, so it must return at once. An exception in a hook is logged and goes no further.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+_logger = logging.getLogger("llm_cache")
+
+
+@dataclass(frozen=True, slots=True)
+class CallEnded:
+    """A call was answered."""
+
+    status: str
+    """One of `exact`, `semantic`, `stale`, `miss`, `bypass`."""
+    model: str
+    tenant: str | None
+    duration_s: float
+    similarity: float | None = None
+    reason: str | None = None
+    """Why the call was bypassed or its answer not stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class DependencyFailed:
+    """Redis or the embedder failed; the caller was served without it."""
+
+    dependency: str
+    """`redis` or `embedder`."""
+    operation: str
+    """What was being done: `lookup_exact`, `lookup_semantic`, `embed`, `store`, …"""
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSkipped:
+    """An answer was served but not stored."""
+
+    reason: str
+    """One of `policy.Refusal`."""
+    model: str
+
+
+Event = CallEnded | DependencyFailed | StoreSkipped
+
+
+@runtime_checkable
+class EventHook(Protocol):
+    """A callable that hears events."""
+
+    def __call__(self, event: Event, /) -> None:
+        """Take *event*; return at once."""
+
+
+class LogHook:
+    """Writes failures to the `llm_cache` logger: the first of a kind, then one a minute."""
+
+    def __init__(self, *, interval_s: float = 60.0) -> None:
+        self._interval_s = interval_s
+        self._last_s: dict[tuple[str, str, type[Exception]], float] = {}
+
+    def __call__(self, event: Event, /) -> None:
+        """Log *event* if it is a failure that was not logged within the interval."""
+        if not isinstance(event, DependencyFailed):
+            return
+        import time
+
+        kind = (event.dependency, event.operation, type(event.error))
+        now_s = time.monotonic()
+        if now_s - self._last_s.get(kind, -self._interval_s) < self._interval_s:
+            return
+        self._last_s[kind] = now_s
+        _logger.warning(
+            "%s failed at %s, serving without it: %s: %s",
+            event.dependency,
+            event.operation,
+            type(event.error).__name__,
+            event.error,
+        )
+
+
+def emit(hooks: tuple[EventHook, ...], event: Event) -> None:
+    """Tell every hook; one that raises is logged and the others still hear."""
+    for hook in hooks:
+        try:
+            hook(event)
+        except Exception:
+            _logger.exception("event hook %r raised", type(hook).__name__)
