@@ -137,6 +137,7 @@ class LLMCache:
             if not self._is_open:
                 await self._connection.open()
                 try:
+                    await self._epochs.current(None)
                     if self.config.semantic:
                         await self._semantic.open()
                 except BaseException:
@@ -444,12 +445,10 @@ class LLMCache:
         self, prompt: Prompt, vector: Sequence[float] | None, options: dict[str, Any]
     ) -> tuple[Place | None, Call]:
         call = self._plan(prompt, options)
+        if call.request.text is None:
+            raise InvalidRequest("the semantic layer compares the last message, a user's turn")
         if not call.semantic:
             raise ConfigurationError("the semantic layer is switched off (semantic=False)")
-        if call.request.text is None:
-            raise InvalidRequest(
-                "the semantic layer compares user turns; the last message is none"
-            )
         await self.open()
         return await self._semantic.locate(call.request.text, call.scope, vector=vector), call
 

@@ -71,8 +71,9 @@ class CacheConfig:
 
     max_connections: int = 50
     """Most Redis connections of one cache object; callers beyond it wait."""
-    redis_timeout_s: float = 1.0
-    """Most seconds one Redis round trip may take, waiting for a connection included."""
+    redis_timeout_s: float = 2.0
+    """Most seconds one Redis round trip may take, waiting for a connection included. It has to
+    cover the lag of a busy event loop too: 200 misses at once keep one busy for over a second."""
     embed_timeout_s: float = 10.0
     """Most seconds one embedding may take."""
     stats_flush_s: float = 10.0

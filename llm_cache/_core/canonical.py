@@ -134,4 +134,4 @@ def is_not_given(value: Any) -> bool:
     """Tell whether *value* is one of the SDK's markers for an argument that is not sent."""
     # Compared by name: importing the SDK here would cost every `import llm_cache` half a second.
     kind = type(value)
-    return kind.__name__ in {"NotGiven", "Omit"} and kind.__module__.startswith("openai.")
+    return kind.__name__ in {"NotGiven", "Omit"} and kind.__module__.partition(".")[0] == "openai"

@@ -28,6 +28,9 @@ class Refusal(StrEnum):
     """More bytes than `max_entry_bytes`."""
 
 
+_CUT = {"length": Refusal.LENGTH, "content_filter": Refusal.CONTENT_FILTER}
+
+
 def refusal(completion: Completion) -> Refusal | None:
     """Return why *completion* must not be stored, or `None` when it may be.
 
@@ -45,13 +48,10 @@ def _choice_refusal(choice: Json) -> Refusal | None:
     if not isinstance(choice, dict) or not isinstance(choice.get("message"), dict):
         return Refusal.MALFORMED
     finish = choice.get("finish_reason")
+    if not isinstance(finish, str):
+        return Refusal.UNFINISHED
     if finish not in _COMPLETE:
-        known = {"length": Refusal.LENGTH, "content_filter": Refusal.CONTENT_FILTER}
-        return (
-            known.get(finish, Refusal.UNFINISHED)
-            if isinstance(finish, str)
-            else (Refusal.UNFINISHED)
-        )
+        return _CUT.get(finish, Refusal.UNFINISHED)
     message = choice["message"]
     said = (message.get(name) for name in ("content", "tool_calls", "function_call", "refusal"))
     return None if any(said) else Refusal.EMPTY

@@ -263,8 +263,7 @@ class EmbeddedRedis:
                 command = await asyncio.to_thread(find_server)
             run = await self._launch(command)
             try:
-                if not await _answers(run, self._start_timeout_s):
-                    raise EmbeddedRedisUnavailable(_obituary(run))
+                await _wait_until_ready(run, self._start_timeout_s)
             except BaseException:
                 # Nothing was written yet, so that nothing is lost by not asking politely.
                 run.server.kill()
@@ -275,8 +274,8 @@ class EmbeddedRedis:
     async def stop(self) -> None:
         """Stop the server and remove its temporary directory; nothing happens if none runs.
 
-        Kept data is on disk when this returns. A server that does not obey within 5 s, and one
-        that is still stopping when this is cancelled, is killed.
+        All kept data has been written when this returns. A server that does not obey within 5 s,
+        and one that is still stopping when this is cancelled, is killed.
         """
         async with self._changing:
             if self._run is None:
@@ -384,7 +383,7 @@ def _open_lock(directory: Path) -> int:
 
 
 def _locks(lock: int) -> bool:
-    import fcntl
+    import fcntl  # Windows has none, and this module says there what to do instead
 
     # The lock belongs to the open file, which the server inherits; the owner closes its own
     # descriptor. So it is held exactly as long as somebody can write to the data, whether the
@@ -450,8 +449,8 @@ def _make_runtime_directory() -> Path:
             runtime = Path(tempfile.mkdtemp(prefix="llm-cache-", dir="/tmp"))
     except OSError as exc:
         raise EmbeddedRedisUnavailable(
-            f"embedded:// needs a temporary directory for its socket ({exc}): set TMPDIR to one "
-            "that this process can write"
+            f"embedded:// needs a temporary directory for its socket ({exc}): set TMPDIR to a "
+            "short path that this process can write"
         ) from exc
     return runtime
 
@@ -487,12 +486,24 @@ def _arguments(command: ServerCommand, socket: Path, data: Path, *, keep: bool) 
         # a crash, are found there too.
         "logfile": "",
     }
-    arguments = [str(command.executable)]
+    # Absolute, because the server's working directory is another: PATH may hold relative places.
+    arguments = [str(command.executable.absolute())]
     for name, value in options.items():
         arguments += [f"--{name}", value]
     for module in command.modules:
-        arguments += ["--loadmodule", str(module)]
+        arguments += ["--loadmodule", str(module.absolute())]
     return arguments
+
+
+async def _wait_until_ready(run: _Run, timeout_s: float) -> None:
+    if await _answers(run, timeout_s):
+        return
+    status = run.server.returncode
+    how = f"with status {status}" if status >= 0 else f"from signal {signal.strsignal(-status)!r}"
+    raise EmbeddedRedisUnavailable(
+        f"the embedded Redis ({run.command.description}) ended {how} while it started: remove "
+        f"the cause that its log tells, or {_RUN_REDIS}. {_log_tail(run.log)}"
+    )
 
 
 async def _answers(run: _Run, timeout_s: float) -> bool:
@@ -530,15 +541,6 @@ async def _ping(socket: Path) -> bytes:
         writer.close()
         with suppress(OSError):
             await writer.wait_closed()
-
-
-def _obituary(run: _Run) -> str:
-    status = run.server.returncode
-    how = f"with status {status}" if status >= 0 else f"from signal {signal.strsignal(-status)!r}"
-    return (
-        f"the embedded Redis ({run.command.description}) ended {how} while it started: remove "
-        f"the cause that its log tells, or {_RUN_REDIS}. {_log_tail(run.log)}"
-    )
 
 
 def _log_tail(log: Path) -> str:

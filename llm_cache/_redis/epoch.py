@@ -8,6 +8,7 @@ so the table is always written first: whoever sees a new epoch finds what it sta
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import Callable, Iterable
@@ -23,8 +24,9 @@ a table that nobody changes from being the first thing that `allkeys-lru` evicts
 # A token is the server's clock in µs, as 16 hexadecimal digits so that tokens compare as text,
 # and 16 random digits so that nobody can guess one. It is made to grow even where the clock goes
 # back. A table that is gone takes its knowledge with it: it is born again, and what was stored
-# before its birth is dead. With RENEW the same is done although the table is there, because the
-# epoch is gone.
+# before its birth is dead. The same is done although the table is there when the epoch is gone;
+# then ARGV[2] is the epoch that the table was last seen with, so that of many who find it gone at
+# once only the first begins anew.
 _PURGE = """
 local time = redis.call('TIME')
 local now = string.format('%016x', time[1] * 1000000 + time[2])
@@ -33,7 +35,8 @@ if last and string.sub(last, 1, 16) >= now then
   now = string.format('%016x', tonumber(string.sub(last, 1, 16), 16) + 1)
 end
 local token = now .. ARGV[1]
-if not last or ARGV[2] == 'renew' then
+if ARGV[2] ~= 'keep' and last and last ~= ARGV[2] then return last end
+if ARGV[2] ~= 'keep' or not last then
   redis.call('DEL', KEYS[1])
   redis.call('HSET', KEYS[1], 'born', token)
 end
@@ -63,45 +66,57 @@ class Epochs:
         self._clock = clock
         self._purges: Purges | None = None
         self._read_at_s = 0.0
+        self._reading = asyncio.Lock()
 
     async def current(self, seen: bytes | None) -> Purges:
-        """Return the purge table that belongs to the epoch just *seen*.
+        """Return the purge table for an answer that was read together with the epoch *seen*.
 
         No round trip while the epoch stands still (one every 10 s), one when it has moved, three
         when it or the table is lost.
         """
-        purges = self._purges
-        if (
-            purges is not None
-            and seen is not None
-            and purges.epoch == seen.decode("latin-1")
-            and self._clock() - self._read_at_s < _MAX_AGE_S
-        ):
-            return purges
-        self._purges = await self._read(seen)
-        self._read_at_s = self._clock()
-        return self._purges
+        if self._is_current(seen):
+            return self._purges  # type: ignore[return-value]  # it is there, says `_is_current`
+        async with self._reading:
+            # Others may have waited for the same news.
+            if not self._is_current(seen):
+                self._purges = await self._read()
+                self._read_at_s = self._clock()
+            return self._purges  # type: ignore[return-value]
 
-    async def purge(self, targets: Iterable[str], *, renew: bool = False) -> str:
+    async def purge(self, targets: Iterable[str]) -> str:
         """Invalidate *targets*, and return the token of it. Two round trips."""
-        mode = "renew" if renew else "keep"
+        return await self._write("keep", targets)
+
+    def _is_current(self, seen: bytes | None) -> bool:
+        return (
+            self._purges is not None
+            and seen is not None
+            and self._purges.epoch >= seen.decode("latin-1")
+            and self._clock() - self._read_at_s < _MAX_AGE_S
+        )
+
+    async def _read(self) -> Purges:
+        # The epoch first: the table is written before it, and so is never older than it here.
+        pipeline = self._connection.client.pipeline(transaction=False)
+        pipeline.get(self._keys.epoch)
+        pipeline.hgetall(self._keys.purges)
+        epoch, table = await self._connection.run(pipeline.execute())
+        fields = {_text(name): _text(value) for name, value in table.items()}
+        if epoch is None or "born" not in fields:
+            token = await self._write(fields.get("epoch", ""))
+            return Purges(epoch=token, born=token)
+        return Purges(
+            epoch=_text(epoch),
+            born=fields["born"],
+            tokens={name[1:]: token for name, token in fields.items() if name.startswith(":")},
+        )
+
+    async def _write(self, mode: str, targets: Iterable[str] = ()) -> str:
         token: bytes = await self._connection.execute(
             "EVAL", _PURGE, 1, self._keys.purges, secrets.token_hex(8), mode, *targets
         )
         await self._connection.execute("EVAL", _ADVANCE, 1, self._keys.epoch, token)
-        return token.decode("latin-1")
-
-    async def _read(self, seen: bytes | None) -> Purges:
-        table = await self._connection.run(self._connection.client.hgetall(self._keys.purges))
-        fields = {_text(name): _text(value) for name, value in table.items()}
-        if seen is None or "born" not in fields:
-            token = await self.purge((), renew=True)
-            return Purges(epoch=token, born=token)
-        return Purges(
-            epoch=_text(seen),
-            born=fields["born"],
-            tokens={name[1:]: token for name, token in fields.items() if name.startswith(":")},
-        )
+        return _text(token)
 
 
 def _text(value: bytes | str) -> str:

@@ -188,14 +188,14 @@ class Answer:
     Attributes:
         n: how many choices; None is as many as the request asks for. The second and later ones
             have their index after the text, so that they can be told apart.
-        choices: the choices one by one, in place of the fields above.
+        choices: the choices one by one, in place of the fields above; empty is none at all.
         usage: as in the answer; `"count"` makes up plausible numbers, None leaves it out.
         model: None is the request's.
         status: from 400 on an error is sent rather than a message.
         error: the error's message, or its fields.
         headers: added to the response's, replacing those of the same name.
-        gate: waited for before anything is sent, or in a stream after `gate_after` events.
-        gate_after: how many events of a stream pass the gate before it holds up the rest.
+        gate: waited for before anything is sent, or once a stream has sent `gate_after` events.
+        gate_after: how many events of a stream do not wait for the gate.
         delay_s: from the open gate to the head of the response: the model "thinks".
         first_token_delay_s: from the head to the first event of a stream.
         chunk_delay_s: before each later event of a stream.
@@ -213,7 +213,7 @@ class Answer:
     logprobs: Mapping[str, Any] | None = None
     chunks: Sequence[str] | None = None
     n: int | None = None
-    choices: Sequence[Choice] = ()
+    choices: Sequence[Choice] | None = None
     usage: Mapping[str, Any] | Literal["count"] | None = "count"
     model: str | None = None
     status: int = 200
@@ -234,7 +234,9 @@ class Answer:
         _check_chunks(self.text, self.chunks)
         if self.error is not None and self.status < 400:
             raise ValueError("an error needs a status of 400 or more")
-        if self.choices and any(getattr(self, name) != none for name, none in _NO_MESSAGE.items()):
+        if self.choices is not None and any(
+            getattr(self, name) != none for name, none in _NO_MESSAGE.items()
+        ):
             raise ValueError("give the choices, or the fields of a single one, not both")
 
     def completion(self, body: Mapping[str, Any], *, answer_id: str = "chatcmpl-1") -> Json:
@@ -283,7 +285,7 @@ class Answer:
         chunks = [{**envelope, "choices": part, **rest} for part in parts]
         if own_chunk:
             chunks.append({**envelope, "choices": [], "usage": self._usage(body, choices)})
-        elif self.usage is not None and self.quirks.usage == "finish-chunk":
+        elif chunks and self.usage is not None and self.quirks.usage == "finish-chunk":
             chunks[-1]["usage"] = self._usage(body, choices)
         return chunks
 
@@ -298,7 +300,7 @@ class Answer:
         }
 
     def _choices(self, body: Mapping[str, Any]) -> list[Choice]:
-        choices = list(self.choices) or self._same_choices(body)
+        choices = self._same_choices(body) if self.choices is None else list(self.choices)
         if body.get("logprobs"):
             return [_with_logprobs(choice) for choice in choices]
         return choices
@@ -318,8 +320,8 @@ class Answer:
         count = self.n if self.n is not None else body.get("n") or 1
         if text is None:
             return [first] * count
-        others = range(1, count)
-        return [first, *(replace(first, text=f"{text} [{i}]", chunks=None) for i in others)]
+        others = [replace(first, text=f"{text} [{i}]", chunks=None) for i in range(1, count)]
+        return [first, *others][:count]
 
     def _usage(self, body: Mapping[str, Any], choices: Sequence[Choice]) -> Json:
         if isinstance(self.usage, Mapping):

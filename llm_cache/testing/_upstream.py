@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
-from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -35,13 +34,14 @@ if TYPE_CHECKING:
 
     import openai
 
-    from llm_cache.testing._connection import HttpConnection, HttpRequest
+    from llm_cache.testing._http import HttpConnection, HttpRequest, HttpServer
 
 _logger = logging.getLogger("llm_cache.testing")
 
 _CHAT_PATH = "/v1/chat/completions"
 _EMBEDDINGS_PATH = "/v1/embeddings"
 _JSON_TYPE = "application/json"
+_STREAM_TYPE = "text/event-stream; charset=utf-8"
 
 Default: TypeAlias = (
     Answer | str | Callable[[Json], Answer | str] | Callable[[Json], Awaitable[Answer | str]]
@@ -142,11 +142,9 @@ class ScriptedUpstream:
             ("POST", _CHAT_PATH): self._chat,
             ("POST", _EMBEDDINGS_PATH): self._embed,
         }
-        self._server: asyncio.Server | None = None
-        self._connections: set[HttpConnection] = set()
+        self._server: HttpServer | None = None
         self._numbers = itertools.count(1)
         self._clients: list[openai.AsyncOpenAI] = []
-        self._closing = False
 
     # --- its life ---
 
@@ -156,33 +154,24 @@ class ScriptedUpstream:
             raise RuntimeError("the upstream was opened before; make another one")
         try:
             # h11 comes along with openai's HTTP client; the other doubles do without it.
-            from llm_cache.testing._connection import HttpConnection  # noqa: PLC0415
+            from llm_cache.testing._http import HttpServer
         except ModuleNotFoundError as error:
             raise ConfigurationError(
                 "ScriptedUpstream reads HTTP with h11, which is not installed: pip install h11"
             ) from error
-        self._server = await asyncio.get_running_loop().create_server(
-            lambda: HttpConnection(self._respond, _refuse, self._connections),
-            self._host,
-            self._port,
-            backlog=1024,
-        )
-        self._port = self._server.sockets[0].getsockname()[1]
+        server = HttpServer(self._respond)
+        self._port = await server.open(self._host, self._port)
+        self._server = server
 
     async def aclose(self) -> None:
         """Stop: cancel what is being answered, close every connection and every client.
 
-        Whoever still waits for an answer sees the connection break. May be called twice.
+        Whoever still waits for an answer sees the connection break. May be called twice. To
+        imitate an outage rather, answer with `Answer(drop=True)`: clients stay usable.
         """
-        if self._server is None or self._closing:
+        if self._server is None:
             return
-        self._closing = True
-        self._server.close()
-        under_way = list(self._connections)
-        for connection in under_way:
-            connection.abort()
-        await asyncio.gather(*(connection.closed for connection in under_way))
-        await self._server.wait_closed()
+        await self._server.aclose()
         for client in self._clients:
             await client.close()
 
@@ -217,17 +206,13 @@ class ScriptedUpstream:
 
         *options* are those of `AsyncOpenAI` and win.
         """
-        import openai  # noqa: PLC0415 - most of a second, which the other doubles do not need
+        import openai  # most of a second, which the other doubles do not need
 
-        # Loopback is neither behind the proxy that the environment may name, nor encrypted; the
-        # TLS context that is left out would be most of the cost of a client.
-        http_client = openai.DefaultAsyncHttpxClient(trust_env=False, verify=False)
-        defaults = {
-            "base_url": self.base_url,
-            "api_key": "test",
-            "max_retries": 0,
-            "http_client": http_client,
-        }
+        if "http_client" not in options:
+            # Loopback is neither behind the proxy that the environment may name, nor encrypted;
+            # the TLS context that is left out would be most of the cost of a client.
+            options["http_client"] = openai.DefaultAsyncHttpxClient(trust_env=False, verify=False)
+        defaults = {"base_url": self.base_url, "api_key": "test", "max_retries": 0}
         client = openai.AsyncOpenAI(**{**defaults, **options})
         self._clients.append(client)
         return client
@@ -300,13 +285,13 @@ class ScriptedUpstream:
     # --- answering ---
 
     async def _respond(self, request: HttpRequest, connection: HttpConnection) -> None:
-        url = urlsplit(request.target)
+        path, _, query = request.target.partition("?")
         body = _parse(request.raw)
         if self._record:
             recorded = RecordedRequest(
                 method=request.method,
-                path=url.path,
-                query=url.query,
+                path=path,
+                query=query,
                 headers=request.headers,
                 body=body,
                 raw=request.raw,
@@ -314,17 +299,17 @@ class ScriptedUpstream:
             self.requests.append(recorded)
         number = next(self._numbers)
         try:
-            reply = await self._reply(request.method, url.path, body)
+            reply = await self._reply(request.method, path, body)
             await _deliver(reply, body, request, connection, number)
         except asyncio.CancelledError:
-            if not self._closing:
+            if self._server is not None and not self._server.closing:
                 self._disconnects.add()
             raise
         except _RequestError as error:
             _refuse(connection, error.status, str(error), code=error.code)
         except Exception as error:  # the test's own code failed: say so where the test looks
-            _logger.exception("what was scripted for %s raised", url.path)
-            _refuse(connection, 500, f"What was scripted for {url.path} raised {error!r}")
+            _logger.exception("what was scripted for %s raised", path)
+            _refuse(connection, 500, f"What was scripted for {path} raised {error!r}")
 
     async def _reply(self, method: str, path: str, body: Any) -> _Reply:
         handler = self._routes.get((method, path))
@@ -395,7 +380,7 @@ class ScriptedUpstream:
 def _parse(raw: bytes) -> Any:
     try:
         return json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
@@ -445,33 +430,41 @@ async def _deliver(
     reply: _Reply, body: Any, request: HttpRequest, connection: HttpConnection, number: int
 ) -> None:
     answer = reply.answer
-    if answer.gate is not None and answer.gate_after == 0:
+    answer_id = f"chatcmpl-{number}"
+    stream_asked = isinstance(body, dict) and body.get("stream") is True
+    stream_given = stream_asked and answer.status < 400 and reply.ok_body is None
+    streamed = stream_given and answer.raw_body is None
+
+    if answer.gate is not None and not (streamed and answer.gate_after):
         await answer.gate.wait()
     await _pause(answer.delay_s)
     if answer.drop:
         connection.close()
         return
 
-    streamed = isinstance(body, dict) and body.get("stream") is True
-    headers = {"content-type": _JSON_TYPE, "x-request-id": f"req_{number}"}
-    answer_id = f"chatcmpl-{number}"
-    if answer.status < 400 and streamed:
-        headers["content-type"] = "text/event-stream; charset=utf-8"
-    headers.update({name.lower(): value for name, value in answer.headers.items()})
-    if answer.raw_body is not None:
-        payload = answer.raw_body
-    elif answer.status >= 400:
-        payload = encode_json(error_payload(answer.status, answer.error))
-    elif reply.ok_body is not None:
-        payload = reply.ok_body
-    elif streamed:
+    headers = {
+        "content-type": _STREAM_TYPE if stream_given else _JSON_TYPE,
+        "x-request-id": f"req_{number}",
+        **{name.lower(): value for name, value in answer.headers.items()},
+    }
+    if streamed:
         frames = [encode_event(event) for event in answer.events(body, answer_id=answer_id)]
         connection.start_stream(answer.status, headers, chunked=request.chunks_allowed)
         await _stream(answer, frames, connection)
-        return
     else:
-        payload = encode_json(answer.completion(body, answer_id=answer_id))
-    connection.send(answer.status, headers, payload, cut_after=answer.cut_after)
+        payload = _payload(reply, body, answer_id)
+        connection.send(answer.status, headers, payload, cut_after=answer.cut_after)
+
+
+def _payload(reply: _Reply, body: Any, answer_id: str) -> bytes:
+    answer = reply.answer
+    if answer.raw_body is not None:
+        return answer.raw_body
+    if answer.status >= 400:
+        return encode_json(error_payload(answer.status, answer.error))
+    if reply.ok_body is not None:
+        return reply.ok_body
+    return encode_json(answer.completion(body, answer_id=answer_id))
 
 
 async def _stream(answer: Answer, frames: Sequence[bytes], connection: HttpConnection) -> None:

@@ -1,7 +1,7 @@
-"""One HTTP/1.1 connection of the scripted upstream: h11 reads, bytes are written as they are.
+"""The scripted upstream's HTTP/1.1: h11 reads, responses are written byte by byte.
 
 Only reading goes through h11. Responses are framed here, because a test wants to say which bytes
-are sent and where they stop, and because that is the larger part of h11's cost.
+are sent and where they stop.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import h11
+
+from llm_cache.testing._answers import encode_json, error_payload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
@@ -35,28 +37,52 @@ class HttpRequest:
     """The client speaks HTTP/1.1; an older one is told the end by closing."""
 
 
+class HttpServer:
+    """Listens, and runs *respond* as a task for each request; cancelled if the client leaves."""
+
+    def __init__(
+        self, respond: Callable[[HttpRequest, HttpConnection], Coroutine[Any, Any, None]]
+    ) -> None:
+        self.respond = respond
+        self.connections: set[HttpConnection] = set()
+        """Those that are open or have something under way."""
+        self.closing = False
+        self._listener: asyncio.Server | None = None
+
+    async def open(self, host: str, port: int) -> int:
+        """Listen; return the port."""
+        self._listener = await asyncio.get_running_loop().create_server(
+            lambda: HttpConnection(self), host, port, backlog=1024
+        )
+        bound: int = self._listener.sockets[0].getsockname()[1]
+        return bound
+
+    async def aclose(self) -> None:
+        """Stop listening, break every connection, and wait for what was under way to end."""
+        self.closing = True
+        if self._listener is None:
+            return
+        self._listener.close()
+        under_way = list(self.connections)
+        for connection in under_way:
+            connection.abort()
+        await asyncio.gather(*(connection.closed for connection in under_way))
+        await self._listener.wait_closed()
+
+
 class HttpConnection(asyncio.Protocol):
     """A keep-alive connection: one request is answered at a time, later ones wait their turn.
-
-    *respond* runs as a task for each request, and is cancelled when the client goes away.
 
     A protocol rather than a pair of streams: it hears of a client's leaving while the answer is
     still being thought about, and costs no task while idle.
     """
 
-    def __init__(
-        self,
-        respond: Callable[[HttpRequest, HttpConnection], Coroutine[object, object, None]],
-        refuse: Callable[[HttpConnection, int, str], None],
-        open_connections: set[HttpConnection],
-    ) -> None:
+    def __init__(self, server: HttpServer) -> None:
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done once the socket is closed and nothing is being answered."""
         self.answering = False
         """Some bytes of the present request's response are on their way."""
-        self._respond = respond
-        self._refuse = refuse
-        self._open_connections = open_connections
+        self._server = server
         self._transport: asyncio.Transport
         self._parser = h11.Connection(h11.SERVER, _MAX_HEAD_BYTES)
         self._head: h11.Request | None = None
@@ -73,7 +99,9 @@ class HttpConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
         self._transport = cast("asyncio.Transport", transport)
-        self._open_connections.add(self)
+        self._server.connections.add(self)
+        if self._server.closing:  # it was accepted while the listener went away
+            self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Read on, unless a request is still being answered."""
@@ -105,7 +133,7 @@ class HttpConnection(asyncio.Protocol):
             self._task.cancel()
 
     def _forget(self) -> None:
-        self._open_connections.discard(self)
+        self._server.connections.discard(self)
         if not self.closed.done():
             self.closed.set_result(None)
 
@@ -150,7 +178,9 @@ class HttpConnection(asyncio.Protocol):
         )
         self._head = None
         self._body = []
-        self._task = asyncio.get_running_loop().create_task(self._respond(self._request, self))
+        self._task = asyncio.get_running_loop().create_task(
+            self._server.respond(self._request, self)
+        )
         self._task.add_done_callback(self._finish_response)
 
     def _finish_response(self, _task: asyncio.Task[None]) -> None:
@@ -171,7 +201,8 @@ class HttpConnection(asyncio.Protocol):
 
     def _reject(self, error: h11.RemoteProtocolError) -> None:
         if self._task is None:
-            self._refuse(self, error.error_status_hint, str(error))
+            payload = encode_json(error_payload(error.error_status_hint, str(error)))
+            self.send(error.error_status_hint, {"content-type": "application/json"}, payload)
         self._transport.close()
 
     # --- writing ---

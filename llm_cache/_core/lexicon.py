@@ -1,0 +1,309 @@
+"""The word lists behind the guards, loaded once per language when first asked for.
+
+The lists are data (`llm_cache/_data/guards/<language>/*.txt`): one entry a line, `#` and a blank start
+a comment. Another language is another folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cache
+from importlib.resources import files
+from typing import Final
+
+
+class Kind(IntEnum):
+    """What a word does in a prompt, and so how a difference in it is judged."""
+
+    GLUE = 0  # nothing: dropped
+    FRAME = 1  # auxiliaries and pronouns: one is as good as another
+    PREPOSITION = 2  # says what part the next noun plays
+    CONNECTOR = 3  # stands between two things that may change places
+    QUESTION = 4
+    NEGATOR = 5
+    NUMBER = 6
+    TIME = 7
+    WEAK = 8  # how something is asked
+    CONTENT = 9  # what is asked
+    NAME = 10  # content that names one thing
+
+
+Entry = tuple[Kind, str]
+Phrase = tuple[tuple[str, ...], tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Lexicon:
+    """The lists of one language.
+
+    Values and sets hold canonical words: function words in capitals, times behind `@` or, when
+    they only say "now", `~`; all others are stems in small letters.
+    """
+
+    entries: Mapping[str, Entry]
+    classes: Mapping[str, str]
+    weak: frozenset[str]
+    verbs: frozenset[str]
+    names: frozenset[str]
+    units: frozenset[str]
+    antonyms: Mapping[str, frozenset[str]]
+    particles: Mapping[str, frozenset[str]]
+    restrictions: frozenset[str]
+    symmetric: frozenset[str]
+    directed: frozenset[str]
+    auxiliaries: frozenset[str]
+    phrases: Mapping[str, tuple[Phrase, ...]]
+    questions: Mapping[tuple[str, str], str]
+    numbers: Mapping[str, str]
+
+    def entry(self, word: str) -> Entry:
+        """Kind and canonical form of a lower-case word, known or not."""
+        found = self.entries.get(word)
+        if found is not None:
+            return found
+        stemmed = stem(word)
+        canonical = self.classes.get(stemmed, stemmed)
+        if canonical in self.weak:
+            return Kind.WEAK, canonical
+        return (Kind.NAME if canonical in self.names else Kind.CONTENT), canonical
+
+
+@cache
+def load(language: str = "en") -> Lexicon:
+    """Lists of *language*; the first call reads the packaged files, later calls are free.
+
+    Raises:
+        FileNotFoundError: the package has no lists for *language*.
+    """
+    return _Loader(language).lexicon()
+
+
+# -- stems
+
+_VOWELS: Final = frozenset("aeiouy")
+# Longer than this is no word; stemming it would only cost time.
+_LONGEST_WORD: Final = 40
+# Longest first: an ending, what takes its place, and how many letters must stand before it.
+_ENDINGS: Final = (
+    ("ization", "is", 3),
+    ("isation", "is", 3),
+    ("ation", "", 6),
+    ("ally", "al", 3),
+    ("ment", "", 4),
+    ("ness", "", 4),
+    ("ily", "y", 3),
+    ("ogue", "og", 3),
+    ("our", "or", 3),
+    ("ize", "is", 3),
+    ("ise", "is", 3),
+    ("yze", "ys", 3),
+    ("iz", "is", 3),
+    ("yz", "ys", 3),
+    ("ion", "", 5),
+    ("ate", "", 6),
+    ("tre", "ter", 3),
+    ("at", "", 6),
+    ("ly", "", 4),
+    ("ie", "y", 2),
+)
+_LAST_LETTERS: Final = frozenset(ending[-1] for ending, _, _ in _ENDINGS)
+
+
+def stem(word: str) -> str:
+    """Fold the regular inflections and the British spellings of an English word into one key.
+
+    The key is for comparing, not for showing. Endings that change the meaning (-er, -able, -less)
+    stay.
+    """
+    if not 3 < len(word) <= _LONGEST_WORD:
+        return word
+    if word[-1] == "s":
+        word = _singular(word)
+    word = _without_ending(_without_tense(word))
+    if len(word) > 3 and word[-1] == "e":
+        word = word[:-1]
+    if len(word) > 3 and word[-1] == word[-2]:
+        word = word[:-1]
+    return word
+
+
+def _singular(word: str) -> str:
+    if word.endswith(("ches", "shes", "sses", "xes", "zzes")):
+        return word[:-2]
+    if word.endswith("ies"):
+        return word[:-1]
+    return word if word[-2] in "sui" else word[:-1]
+
+
+def _without_tense(word: str) -> str:
+    if word.endswith("ing"):
+        rest = word[:-3]
+    elif word.endswith("ied"):
+        return word[:-1]
+    elif word.endswith("ed") and not word.endswith("eed"):
+        rest = word[:-2]
+    else:
+        return word
+    return rest if len(rest) > 2 and not _VOWELS.isdisjoint(rest) else word
+
+
+def _without_ending(word: str) -> str:
+    if word[-1] not in _LAST_LETTERS:
+        return word
+    for ending, instead, left in _ENDINGS:
+        if word.endswith(ending) and len(word) >= len(ending) + left:
+            return word[: -len(ending)] + instead
+    return word
+
+
+# -- reading the files
+
+
+class _Loader:
+    """Reads the files of one language, in the order in which they build on one another."""
+
+    def __init__(self, language: str) -> None:
+        self._folder = files("llm_cache") / "_data" / "guards" / language
+        self._lemmas = {word: row[0] for row in self._rows("forms") for word in row}
+        self._classes: dict[str, str] = {}
+        for name in ("names", "places", "units", "synonyms"):
+            for row in self._rows(name):
+                self._join(row)
+        # Behind the classes, so that no inflection ("news") hides a word ("new"); short irregular
+        # forms ("rang") are too much like other words ("range") to be inflected once more.
+        for form in self._lemmas:
+            if len(form) > 6:
+                self._classes.setdefault(stem(form), self._canonical(form))
+        self._entries: dict[str, Entry] = {}
+
+    def lexicon(self) -> Lexicon:
+        names = (*self._words("names"), *self._words("places"))
+        light = (*self._words("weak"), *self._words("verbs"), *self._words("units"))
+        weak = self._canonicals(light)
+        self._enter_stems((*self._lemmas, *self._words("synonyms"), *light), weak)
+        self._entries.update((name, (Kind.NAME, self._canonical(name))) for name in names)
+        self._enter_closed_classes()
+        return Lexicon(
+            entries=self._entries,
+            classes=self._classes,
+            weak=weak,
+            verbs=self._canonicals(self._words("verbs")),
+            names=self._canonicals(names),
+            units=self._canonicals(self._words("units")),
+            antonyms=self._opposites("antonyms"),
+            particles=self._opposites("particles"),
+            restrictions=self._canonicals(self._words("restrictions")),
+            symmetric=self._canonicals(self._words("symmetric")),
+            directed=frozenset(row[0][1:] for row in self._rows("prepositions") if row[0][0] == "+"),
+            auxiliaries=frozenset(row[0].upper() for row in self._rows("frame")),
+            phrases=self._phrases(),
+            questions=self._questions(),
+            numbers=dict(self._assigned("numbers")),
+        )
+
+    # what stands in a file
+
+    def _lines(self, name: str) -> Iterator[str]:
+        text = (self._folder / f"{name}.txt").read_text(encoding="utf-8")
+        return (line for line in text.splitlines() if line and not line.startswith("# "))
+
+    def _rows(self, name: str) -> list[list[str]]:
+        return [line.split() for line in self._lines(name)]
+
+    def _words(self, name: str) -> list[str]:
+        return [word for row in self._rows(name) for word in row]
+
+    def _definitions(self, name: str) -> Iterator[tuple[str, str]]:
+        for line in self._lines(name):
+            left, _, right = line.partition("=")
+            yield left.strip(), right.strip()
+
+    def _assigned(self, name: str) -> Iterator[tuple[str, str]]:
+        return ((w, value) for words, value in self._definitions(name) for w in words.split())
+
+    # canonical words
+
+    def _join(self, row: Iterable[str]) -> None:
+        """Make one class of the words of *row*; a word in an earlier class stays there."""
+        keys = [stem(self._lemmas.get(word, word)) for word in row]
+        head = self._classes.get(keys[0], keys[0])
+        for key in keys:
+            self._classes.setdefault(key, head)
+
+    def _canonical(self, word: str) -> str:
+        entry = self._entries.get(word) if hasattr(self, "_entries") else None
+        if entry is not None and entry[0] < Kind.NUMBER:
+            return entry[1]
+        key = stem(self._lemmas.get(word, word))
+        return self._classes.get(key, key)
+
+    def _canonicals(self, words: Iterable[str]) -> frozenset[str]:
+        return frozenset(map(self._canonical, words))
+
+    # entries
+
+    def _enter_stems(self, words: Iterable[str], weak: frozenset[str]) -> None:
+        for word in words:
+            canonical = self._canonical(word)
+            self._entries[word] = Kind.WEAK if canonical in weak else Kind.CONTENT, canonical
+
+    def _enter_closed_classes(self) -> None:
+        """Words of these lists are taken as they stand; a later list has precedence."""
+        for word, name in self._assigned("times"):
+            when = f"~{name[1:]}" if name[0] == "-" else f"@{name}"
+            self._entries[word] = Kind.TIME, when
+        self._enter(Kind.NUMBER, ([word, word] for word, _ in self._assigned("numbers")))
+        self._enter(Kind.FRAME, ([row[0].upper(), *row] for row in self._rows("frame")))
+        prepositions = ([row[0].lstrip("+"), *row[1:]] for row in self._rows("prepositions"))
+        self._enter(Kind.PREPOSITION, ([row[0].upper(), *row] for row in prepositions))
+        self._enter(Kind.CONNECTOR, ([row[0].upper(), *row] for row in self._rows("connectors")))
+        asking = {words.partition(" ")[0] for words, _ in self._definitions("questions")}
+        # "Which" and "what" ask the same.
+        same = {"which": "WHAT"}
+        self._enter(Kind.QUESTION, ([same.get(word, word.upper()), word] for word in asking))
+        self._enter(Kind.NEGATOR, (["NOT", *row] for row in self._rows("negators")))
+        self._enter(Kind.GLUE, ([row[0].upper(), *row] for row in self._rows("glue")))
+
+    def _enter(self, kind: Kind, rows: Iterable[list[str]]) -> None:
+        for canonical, *words in rows:
+            self._entries.update((word, (kind, canonical)) for word in words)
+
+    # what the guards look up
+
+    def _opposites(self, name: str) -> dict[str, frozenset[str]]:
+        pairs: dict[str, set[str]] = {}
+        for line in self._lines(name):
+            left, _, right = line.partition("|")
+            for a in self._canonicals(left.split()):
+                for b in self._canonicals(right.split()):
+                    pairs.setdefault(a, set()).add(b)
+                    pairs.setdefault(b, set()).add(a)
+        return {word: frozenset(others - {word}) for word, others in pairs.items()}
+
+    def _questions(self) -> dict[tuple[str, str], str]:
+        return {
+            (first, second): kind
+            for words, kind in self._definitions("questions")
+            for first, _, second in [words.partition(" ")]
+        }
+
+    def _phrases(self) -> dict[str, tuple[Phrase, ...]]:
+        found: dict[str, list[Phrase]] = {}
+        for left, right in (*self._definitions("phrases"), *self._periods()):
+            first, *rest = left.split()
+            found.setdefault(first, []).append((tuple(rest), tuple(right.split())))
+        return {
+            first: tuple(sorted(ways, key=lambda way: -len(way[0])))
+            for first, ways in found.items()
+        }
+
+    def _periods(self) -> Iterator[tuple[str, str]]:
+        """Every "last week" and "next monday", as a phrase that stands for one time."""
+        rows = list(self._assigned("periods"))
+        for modifier, name in rows:
+            for period in (word for word, value in rows if name and not value):
+                when = f"~{name[1:]}-{period}" if name[0] == "-" else f"@{name}-{period}"
+                self._entries[when] = Kind.TIME, when
+                yield f"{modifier} {period}", when

@@ -1,0 +1,87 @@
+"""A real Redis with search for the whole run, a namespace of its own for each test."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import pytest
+from redis import asyncio as redis_py
+
+from llm_cache import CacheConfig, LLMCache
+from llm_cache._redis.embedded import EmbeddedRedis
+from llm_cache.testing import FakeEmbedder, RecordingHook, ScriptedUpstream
+
+MakeCache = Callable[..., LLMCache]
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    server = EmbeddedRedis()
+    yield asyncio.run(server.start())
+    asyncio.run(server.stop())
+
+
+@pytest.fixture
+def namespace() -> str:
+    return f"t.{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Any]:
+    client = redis_py.Redis.from_url(redis_url)
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[ScriptedUpstream]:
+    async with ScriptedUpstream() as server:
+        yield server
+
+
+@pytest.fixture
+def embedder() -> FakeEmbedder:
+    return FakeEmbedder()
+
+
+@pytest.fixture
+def events() -> RecordingHook:
+    return RecordingHook()
+
+
+@pytest.fixture
+async def make_cache(
+    redis_url: str,
+    namespace: str,
+    upstream: ScriptedUpstream,
+    embedder: FakeEmbedder,
+    events: RecordingHook,
+) -> AsyncIterator[MakeCache]:
+    """Make caches over the test's Redis, upstream and embedder; they are closed at the end.
+
+    Keywords go to `CacheConfig` where it knows them, else to `LLMCache`.
+    """
+    made: list[LLMCache] = []
+    settings = CacheConfig.__dataclass_fields__.keys()
+
+    def make(url: str = redis_url, **options: Any) -> LLMCache:
+        config = {name: options.pop(name) for name in settings & options.keys()}
+        collaborators = {"client": upstream.client(), "embedder": embedder, "hooks": [events]}
+        cache = LLMCache(
+            url,
+            # The upstream, its client and the cache share one loop here; give it time.
+            config=CacheConfig(**{"namespace": namespace, "redis_timeout_s": 20.0, **config}),
+            **{**collaborators, **options},
+        )
+        made.append(cache)
+        return cache
+
+    yield make
+    for cache in made:
+        await cache.aclose()
+
+
+@pytest.fixture
+async def cache(make_cache: MakeCache) -> LLMCache:
+    return await make_cache().open()

@@ -1,0 +1,70 @@
+import itertools
+import re
+
+import pytest
+
+from llm_cache._core.keys import Keys, answer_digest, fingerprint, identify, narrow
+from llm_cache._core.normalize import normalize
+
+
+def names(prompt: str = "Hi", *, tenant: str | None = None, version: str = "") -> tuple[str, str]:
+    request = normalize(prompt, model="m", system=None, params={}, base_url="u")
+    return identify(request, tenant=tenant, cache_version=version, normalization="whitespace")
+
+
+def test_digests_are_160_bits_of_base32():
+    assert all(re.fullmatch("[a-z2-7]{32}", name) for name in names())
+
+
+def test_prompts_of_one_frame_share_the_scope_and_not_the_digest():
+    a, b = names("one"), names("two")
+    assert a[1] == b[1]
+    assert a[0] != b[0]
+
+
+@pytest.mark.parametrize("other", [{"tenant": "a"}, {"tenant": "b"}, {"version": "2"}])
+def test_tenant_and_version_part_both(other):
+    assert not set(names()) & set(names(**other))
+
+
+def test_tenants_and_versions_do_not_run_together():
+    tenants = [None, "a", "ab", "version", "\x00", "a\x00"]
+    made = [names(tenant=t, version=v) for t, v in itertools.product(tenants, ["", "a", "b"])]
+    assert len({scope for _, scope in made}) == len(made)
+
+
+def test_key_can_be_read_back():
+    keys = Keys("n")
+    digest, _ = names()
+    assert keys.digest_of(keys.answer(digest)) == digest
+    assert answer_digest(keys.entry("space", digest)) == digest
+
+
+@pytest.mark.parametrize("key", ["", "n:x:{short}", "other:x:{" + "a" * 32 + "}", "n:x:{}"])
+def test_foreign_key_is_not_read(key):
+    assert Keys("n").digest_of(key) is None
+
+
+def test_keys_of_one_answer_share_a_slot():
+    keys, (digest, _) = Keys("n"), names()
+    tags = {
+        re.search(r"\{(.*?)\}", key)[1]  # type: ignore[index]
+        for key in (keys.answer(digest), keys.entry("s", digest), keys.refs(digest))
+    }
+    assert tags == {digest}
+
+
+def test_vector_spaces_of_equal_size_have_different_names():
+    assert fingerprint("a", 384) != fingerprint("b", 384)
+    assert fingerprint("a", 384) != fingerprint("a", 385)
+    assert fingerprint("a1", 2) != fingerprint("a", 12)
+
+
+def test_prefix_of_a_namespace_reaches_no_other():
+    assert not Keys("a.b").entry_prefix("s").startswith(Keys("a").entry_prefix("s"))
+
+
+def test_blind_spots_narrow_the_scope():
+    scope = names()[1]
+    assert narrow(scope, "") == scope
+    assert len({scope, narrow(scope, "🙂"), narrow(scope, "🙃")}) == 3

@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+
+from llm_cache._core.vectors import check_vectors, salted_blob
+from llm_cache.errors import InvalidEmbedding
+
+SIGNS = [-1.0, 1.0, 1.0, 1.0, -1.0, 1.0, -1.0, -1.0]
+
+
+def check(vectors: object, count: int = 1, dimensions: int | None = 3) -> np.ndarray:
+    return check_vectors(vectors, count=count, dimensions=dimensions, model_id="e")
+
+
+def stored(vector: np.ndarray, scope: str) -> np.ndarray:
+    return np.frombuffer(salted_blob(vector, scope), dtype="<f2").astype(np.float64)
+
+
+@pytest.mark.parametrize("given", [[[3, 0, 4]], np.array([[3, 0, 4]], np.float64), [(3, 0, 4)]])
+def test_any_matrix_of_numbers_becomes_unit_rows(given):
+    rows = check(given)
+    assert rows.dtype == np.float32
+    np.testing.assert_allclose(rows, [[0.6, 0, 0.8]])
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ([[1, 2]], "2 dimensions instead of 3"),
+        ([[1, 2, 3], [1, 2, 3]], r"expected 1 row\(s\)"),
+        ([1, 2, 3], r"shape \(3,\)"),
+        ([], "shape"),
+        ([[]], "shape"),
+        ([[1, float("nan"), 3]], "NaN"),
+        ([[1, float("inf"), 3]], "NaN or infinite"),
+        ([[0, 0, 0]], "zeros"),
+        ([[1e-9, 0, 0]], "zeros"),
+        ("abc", "array of numbers"),
+        (None, "shape|array of numbers"),
+        ([[1, 2], [3]], "array of numbers"),
+    ],
+)
+def test_unusable_vectors_are_refused(given, says):
+    with pytest.raises(InvalidEmbedding, match=says):
+        check(given)
+
+
+def test_any_length_is_taken_where_none_is_known():
+    assert check([[1, 0]], dimensions=None).shape == (1, 2)
+
+
+def test_salt_keeps_cosines_within_a_scope_and_not_across():
+    rng = np.random.default_rng(0)
+    a = check(rng.standard_normal((1, 384)), dimensions=384)[0]
+    b = check([a + 0.02 * rng.standard_normal(384)], dimensions=384)[0]
+
+    assert stored(a, "s") @ stored(b, "s") == pytest.approx(float(a @ b), abs=0.001)
+    assert abs(stored(a, "s") @ stored(a, "t")) < 0.3
+
+
+def test_salt_is_the_same_in_every_process():
+    vector = np.ones(8, np.float32)
+    assert stored(vector, "scope").tolist() == SIGNS

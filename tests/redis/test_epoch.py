@@ -1,0 +1,128 @@
+"""What is lost or invalidated never comes back."""
+
+import pytest
+
+from llm_cache._core.keys import Keys
+from llm_cache._redis.connection import Connection
+from llm_cache._redis.epoch import Epochs
+from llm_cache.testing import FakeClock
+
+QUESTION = "What is the capital of France?"
+REPHRASED = "Tell me the capital city of France."
+
+
+@pytest.fixture
+async def connection(redis_url):
+    connection = Connection(redis_url, max_connections=5, timeout_s=5)
+    await connection.open()
+    yield connection
+    await connection.aclose()
+
+
+@pytest.fixture
+def keys(namespace):
+    return Keys(namespace)
+
+
+@pytest.fixture
+def epochs(connection, keys):
+    return Epochs(connection, keys)
+
+
+@pytest.mark.parametrize("lost", [["epoch"], ["purges"], ["epoch", "purges"]])
+async def test_nothing_older_is_served_once_the_epoch_or_the_table_is_lost(
+    make_cache, redis, namespace, embedder, lost
+):
+    embedder.similar(QUESTION, REPHRASED, 0.95)
+    await make_cache().chat(QUESTION)
+    await redis.delete(*(f"{namespace}:{name}" for name in lost))
+
+    cache = make_cache()
+    assert await cache.lookup_exact(QUESTION) is None
+    assert await cache.lookup_semantic(REPHRASED) is None
+    assert (await cache.chat(QUESTION)).status == "miss"
+    assert (await cache.chat(QUESTION)).status == "exact"
+
+
+async def test_client_that_knows_the_epoch_notices_its_loss_at_once(cache, redis, namespace):
+    await cache.chat(QUESTION)
+    await redis.delete(f"{namespace}:epoch")
+
+    assert (await cache.chat(QUESTION)).status == "miss"
+
+
+async def test_tokens_grow_and_cannot_be_guessed(epochs):
+    tokens = [await epochs.purge(["all"]) for _ in range(20)]
+    assert tokens == sorted(set(tokens))
+    assert len({token[16:] for token in tokens}) == 20
+    assert all(len(token) == 32 for token in tokens)
+
+
+async def test_tokens_grow_although_the_clock_goes_back(epochs, redis, keys):
+    far_ahead = "00ffffffffffffff" + "0" * 16
+    await redis.hset(keys.purges, mapping={"epoch": far_ahead, "born": far_ahead})
+
+    assert await epochs.purge(["all"]) > far_ahead
+
+
+async def test_epoch_never_goes_back(epochs, redis, keys):
+    later = "f" * 32
+    await redis.set(keys.epoch, later)
+    await epochs.purge(["all"])
+
+    assert (await redis.get(keys.epoch)).decode() == later
+
+
+@pytest.mark.parametrize("target", ["all", "model:m", "tenant:acme", "tag:profiles"])
+async def test_purged_target_is_dead_in_every_client(make_cache, target):
+    mine, other = make_cache(model="m"), make_cache(model="m")
+    options = {"tenant": "acme", "tags": ["profiles"]}
+    await mine.chat(QUESTION, **options)
+    assert (await other.chat(QUESTION, **options)).status == "exact"
+
+    await mine._epochs.purge([target])
+
+    assert (await other.chat(QUESTION, **options)).status == "miss"
+    assert (await mine.chat(QUESTION, **options)).status == "exact"
+
+
+async def test_purge_of_something_else_leaves_it_alive(make_cache):
+    cache = make_cache()
+    await cache.chat(QUESTION, tags=["a"])
+    await cache._epochs.purge(["tag:b", "tenant:x", "model:y"])
+
+    assert (await cache.chat(QUESTION, tags=["a"])).status == "exact"
+
+
+async def test_answer_that_was_under_way_while_its_target_was_purged_is_not_served(
+    make_cache, upstream
+):
+    import asyncio
+
+    upstream.hold()
+    cache = make_cache()
+    asked = asyncio.create_task(cache.chat(QUESTION))
+    await upstream.called()
+    await cache._epochs.purge(["all"])
+    upstream.answer("made of old documents")
+    await asked
+
+    assert await cache.lookup_exact(QUESTION) is None
+
+
+async def test_table_is_read_again_now_and_then(connection, keys, redis):
+    clock = FakeClock()
+    epochs = Epochs(connection, keys, clock=clock)
+    seen = (await epochs.purge([])).encode()
+    await epochs.current(seen)
+    await redis.config_resetstat()
+
+    async def reads() -> int:
+        await epochs.current(seen)
+        stats = await redis.info("commandstats")
+        return int(stats.get("cmdstat_hgetall", {}).get("calls", 0))
+
+    clock.advance(9.9)
+    assert await reads() == 0
+    clock.advance(0.2)
+    assert await reads() == 1

@@ -1,0 +1,174 @@
+"""The index and its two plans."""
+
+import numpy as np
+import pytest
+
+from llm_cache._core.keys import Keys
+from llm_cache._core.vectors import check_vectors
+from llm_cache._redis import vectors
+from llm_cache._redis.connection import Connection
+from llm_cache._redis.vectors import VectorStore
+from llm_cache.testing import FakeClock
+
+DIMENSIONS = 32
+
+
+@pytest.fixture
+async def connection(redis_url):
+    connection = Connection(redis_url, max_connections=5, timeout_s=10)
+    await connection.open()
+    yield connection
+    await connection.aclose()
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@pytest.fixture
+async def store(connection, namespace, clock):
+    store = VectorStore(
+        connection, Keys(namespace), space="s", dimensions=DIMENSIONS, clock=clock
+    )
+    await store.ensure_index()
+    return store
+
+
+def unit(seed: int, count: int = 1) -> np.ndarray:
+    rows = np.random.default_rng(seed).standard_normal((count, DIMENSIONS))
+    return check_vectors(rows, count=count, dimensions=DIMENSIONS, model_id="e")
+
+
+async def fill(connection, store, scope: str, rows: np.ndarray, ttl_ms: int = 60_000) -> None:
+    pipeline = connection.client.pipeline(transaction=False)
+    for i, row in enumerate(rows):
+        digest = f"{scope}{i}".ljust(32, "x")
+        store.write(
+            pipeline, digest=digest, scope=scope, vector=row, prompt=f"{scope} {i}", ttl_ms=ttl_ms
+        )
+    await pipeline.execute()
+
+
+async def plan_of(redis, action) -> set[str]:
+    """Return which kinds of query *action* sent."""
+    await redis.config_resetstat()
+    await action
+    stats = await redis.info("commandstats")
+    return {name for name in stats if "ft" in name.lower() or "aggregate" in name.lower()}
+
+
+async def test_nearest_come_first_and_only_from_their_scope(connection, store):
+    rows = unit(1, 8)
+    await fill(connection, store, "a", rows)
+    await fill(connection, store, "b", rows)
+
+    found = await store.nearest("a", rows[3], limit=4)
+
+    assert found[0].prompt == "a 3"
+    assert found[0].similarity == pytest.approx(1, abs=0.0003)
+    assert all(candidate.prompt.startswith("a ") for candidate in found)
+    similarities = [candidate.similarity for candidate in found]
+    assert similarities == sorted(similarities, reverse=True)
+
+
+async def test_both_plans_agree(connection, store, monkeypatch, clock):
+    rows = unit(2, 50)
+    for scope in ("a", "b", "c"):
+        await fill(connection, store, scope, rows)
+    exact = await store.nearest("b", rows[7], limit=1)
+
+    monkeypatch.setattr(vectors, "SMALL_SCOPE", 10)
+    clock.advance(61)
+    graph = await store.nearest("b", rows[7], limit=1)
+
+    assert [c.key for c in exact] == [c.key for c in graph]
+
+
+async def test_scope_grown_large_changes_its_plan_within_a_minute(
+    connection, store, monkeypatch, clock
+):
+    monkeypatch.setattr(vectors, "SMALL_SCOPE", 10)
+    await fill(connection, store, "a", unit(3, 10))
+    assert await store._is_small("a")
+    await fill(connection, store, "a", unit(4, 11))
+
+    assert await store._is_small("a")
+    clock.advance(61)
+    assert not await store._is_small("a")
+
+
+async def test_unknown_scope_has_no_neighbours(store):
+    assert await store.nearest("nobody", unit(5)[0], limit=4) == []
+
+
+async def test_expired_entries_are_no_candidates(connection, store):
+    row = unit(6)
+    await fill(connection, store, "a", row, ttl_ms=1)
+    while await connection.client.exists("t:gone"):
+        pass
+    import asyncio
+
+    await asyncio.sleep(0.01)
+
+    assert await store.nearest("a", row[0], limit=4) == []
+
+
+async def test_index_is_made_once_by_any_number_of_workers(connection, namespace):
+    import asyncio
+
+    stores = [
+        VectorStore(connection, Keys(namespace), space="many", dimensions=8) for _ in range(8)
+    ]
+    await asyncio.gather(*(store.ensure_index() for store in stores))
+
+
+@pytest.mark.parametrize("dimensions", [0, -1, 32_769])
+def test_dimensions_have_limits(connection, namespace, dimensions):
+    with pytest.raises(ValueError, match="dimensions"):
+        VectorStore(connection, Keys(namespace), space="s", dimensions=dimensions)
+
+
+RESP2 = [2, b"n:s:f:{aa}:0", [b"scope", b"s", b"distance", b"0.25", b"prompt", b"p"]]
+RESP3 = {
+    b"total_results": 2,
+    b"results": [
+        {
+            b"id": b"n:s:f:{aa}:0",
+            b"extra_attributes": {b"scope": b"s", b"distance": b"0.25", b"prompt": b"p"},
+        },
+    ],
+}
+
+
+@pytest.mark.parametrize("reply", [RESP2, RESP3], ids=["RESP2", "RESP3"])
+def test_both_shapes_of_a_reply_are_read(reply):
+    (candidate,) = vectors._candidates(reply, "s")
+    assert (candidate.digest, candidate.prompt, candidate.similarity) == ("aa", "p", 0.75)
+
+
+def test_row_of_another_scope_is_dropped():
+    assert vectors._candidates(RESP2, "t") == []
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        [1, b"n:s:f:{aa}:0", None],
+        [1, b"n:s:f:{aa}:0", []],
+        {b"results": [{b"id": b"n:s:f:{aa}:0"}]},
+        {b"results": [{b"id": b"n:s:f:{aa}:0", b"extra_attributes": None}]},
+        [0],
+        {b"results": []},
+    ],
+)
+def test_row_that_expired_meanwhile_is_no_candidate(reply):
+    assert vectors._candidates(reply, "s") == []
+
+
+def test_rows_in_any_order_are_sorted():
+    def row(key: bytes, distance: bytes) -> list[object]:
+        return [key, [b"scope", b"s", b"distance", distance, b"prompt", b"p"]]
+
+    reply = [2, *row(b"n:{far}:0", b"0.4"), *row(b"n:{near}:0", b"0.1")]
+    assert [c.digest for c in vectors._candidates(reply, "s")] == ["near", "far"]
