@@ -77,7 +77,7 @@ def plan(
         model=config.model if model is None else model,
         system=system,
         params=params,
-        base_url=base_url,
+        base_url=base_url if config.upstream_id is None else config.upstream_id,
         normalization=config.normalization,
         max_chars=config.max_prompt_chars,
     )

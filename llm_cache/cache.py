@@ -175,6 +175,15 @@ class LLMCache:
         """Close it."""
         await self.aclose()
 
+    @property
+    def redis_url(self) -> str:
+        """What a Redis client of your own connects to, to look at the cache from outside.
+
+        With `embedded://`, the socket of the server, once the cache is open. A password in the
+        URL is in it.
+        """
+        return self._connection.url
+
     # ------------------------------------------------------------------ the straight path
 
     async def chat(

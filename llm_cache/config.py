@@ -47,6 +47,9 @@ class CacheConfig:
 
     model: str = DEFAULT_MODEL
     """The model of calls that name none."""
+    upstream_id: str | None = None
+    """What names the model's service in every key, instead of its base URL: for one that is
+    reached at changing addresses. Two services must never share it."""
     system: str | None = DEFAULT_SYSTEM
     """System message of plain-string prompts; `None` for no system message."""
 
@@ -100,6 +103,8 @@ class CacheConfig:
                 "store_prompts=False leaves the guards nothing to compare:"
                 " set guards=False as well, or keep the prompts"
             )
+        if self.upstream_id == "":
+            raise ConfigurationError("upstream_id must name a service, or be None for its base URL")
         check_ttl(self.ttl_s, "ttl_s")
         if self.similarity_threshold is not None:
             check_threshold(self.similarity_threshold, "similarity_threshold")

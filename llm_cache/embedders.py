@@ -15,7 +15,7 @@ from llm_cache.errors import ConfigurationError
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-EmbedFunction = Callable[[Sequence[str]], Awaitable[Any]]
+EmbedFunction = Callable[[list[str]], Awaitable[Any]]
 
 _OPENAI_DIMENSIONS = {
     "text-embedding-3-small": 1536,
@@ -152,7 +152,7 @@ class CallableEmbedder:
 
     async def embed(self, texts: Sequence[str]) -> Any:
         """Return what the function answers."""
-        return await self._function(texts)
+        return await self._function(list(texts))
 
 
 def as_embedder(embedder: Embedder | EmbedFunction) -> Embedder:

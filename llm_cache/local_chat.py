@@ -46,7 +46,8 @@ class LocalChatServer:
     process that started it, however that ends; its terminal stays clean.
 
     Args:
-        threads: cores to use; one leaves the others to Redis and the application.
+        threads: cores to use, which nothing else may need: threads wait for one another by
+            spinning, so that two of them on two busy cores are ten times slower than one.
         parallel: how many requests advance at the same time.
         context_tokens: how long a prompt and its answer may be together; 23 KB each.
         startup_timeout_s: how long `start()` may take.

@@ -195,8 +195,8 @@ class _Loader:
             antonyms=self._opposites("antonyms"),
             particles=self._opposites("particles"),
             restrictions=self._canonicals(self._words("restrictions")),
-            symmetric=self._canonicals(self._words("symmetric")),
-            directed=frozenset(row[0][1:] for row in self._rows("prepositions") if row[0][0] == "+"),
+            symmetric=self._canonical_tokens(self._words("symmetric")),
+            directed=self._directed(),
             auxiliaries=frozenset(row[0].upper() for row in self._rows("frame")),
             phrases=self._phrases(),
             questions=self._questions(),
@@ -233,14 +233,18 @@ class _Loader:
             self._classes.setdefault(key, head)
 
     def _canonical(self, word: str) -> str:
-        entry = self._entries.get(word) if hasattr(self, "_entries") else None
-        if entry is not None and entry[0] < Kind.NUMBER:
-            return entry[1]
         key = stem(self._lemmas.get(word, word))
         return self._classes.get(key, key)
 
     def _canonicals(self, words: Iterable[str]) -> frozenset[str]:
         return frozenset(map(self._canonical, words))
+
+    def _canonical_tokens(self, words: Iterable[str]) -> frozenset[str]:
+        """As `_canonicals`, for words that may be function words, numbers or times."""
+        entries = ((word, self._entries.get(word, (Kind.CONTENT, ""))) for word in words)
+        return frozenset(
+            [name if kind < Kind.WEAK else self._canonical(w) for w, (kind, name) in entries]
+        )
 
     # entries
 
@@ -254,7 +258,8 @@ class _Loader:
         for word, name in self._assigned("times"):
             when = f"~{name[1:]}" if name[0] == "-" else f"@{name}"
             self._entries[word] = Kind.TIME, when
-        self._enter(Kind.NUMBER, ([word, word] for word, _ in self._assigned("numbers")))
+        for word, value in self._assigned("numbers"):
+            self._entries[word] = Kind.NUMBER, f"#{value.lstrip('~')}"
         self._enter(Kind.FRAME, ([row[0].upper(), *row] for row in self._rows("frame")))
         prepositions = ([row[0].lstrip("+"), *row[1:]] for row in self._rows("prepositions"))
         self._enter(Kind.PREPOSITION, ([row[0].upper(), *row] for row in prepositions))
@@ -276,11 +281,15 @@ class _Loader:
         pairs: dict[str, set[str]] = {}
         for line in self._lines(name):
             left, _, right = line.partition("|")
-            for a in self._canonicals(left.split()):
-                for b in self._canonicals(right.split()):
+            for a in self._canonical_tokens(left.split()):
+                for b in self._canonical_tokens(right.split()):
                     pairs.setdefault(a, set()).add(b)
                     pairs.setdefault(b, set()).add(a)
         return {word: frozenset(others - {word}) for word, others in pairs.items()}
+
+    def _directed(self) -> frozenset[str]:
+        heads = [row[0] for row in self._rows("prepositions")]
+        return frozenset(head[1:].upper() for head in heads if head[0] == "+")
 
     def _questions(self) -> dict[tuple[str, str], str]:
         return {

@@ -56,8 +56,8 @@ Prompt = str | Iterable[Mapping[str, Any]]
 def normalize(
     prompt: Prompt,
     *,
-    model: str,
-    system: str | None,
+    model: Any,
+    system: Any,
     params: Mapping[str, Any],
     base_url: str,
     normalization: Normalization = Normalization.WHITESPACE,
@@ -208,7 +208,7 @@ def _fold_params(sent: Mapping[str, Any]) -> list[Json]:
     headers = {
         name.lower(): value
         for name, value in extra["extra_headers"].items()
-        if isinstance(name, str) and name.lower() not in _TRANSPORT_HEADERS
+        if name.lower() not in _TRANSPORT_HEADERS
     }
     return [
         canonical.fold({**body, **extra["extra_body"]}, "the request"),
@@ -220,8 +220,8 @@ def _fold_params(sent: Mapping[str, Any]) -> list[Json]:
 def _mapping(value: Any, name: str) -> Mapping[str, Any]:
     if value is None:
         return {}
-    if not isinstance(value, Mapping):
-        raise InvalidRequest(f"{name} must be a mapping")
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise InvalidRequest(f"{name} must be a mapping of names to values")
     return value
 
 

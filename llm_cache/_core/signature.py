@@ -33,8 +33,6 @@ class Signature:
     """Those of `words` that name something."""
     roles: frozenset[tuple[str, str]]
     """Prepositions with the words they govern."""
-    linked: frozenset[str]
-    """Words beside an "and", "or" or "versus"."""
     asks: frozenset[str]
     """Kinds of question: person, place, time, …"""
     negations: int
@@ -152,16 +150,16 @@ class _Reader:
     """Walks over the tokens of one prompt and collects its signature."""
 
     __slots__ = (
-        "_asks", "_at", "_capitalised", "_initial", "_initials", "_lexicon", "_link", "_linked",
-        "_names", "_negations", "_numbers", "_phrase_open", "_raw", "_role", "_roles", "_title",
-        "_tokens", "_words", "_written",
+        "_asks", "_at", "_capitalised", "_governing", "_initial", "_initials", "_lexicon",
+        "_lower", "_names", "_negations", "_numbers", "_role", "_roles",
+        "_title", "_tokens", "_words", "_written",
     )  # fmt: skip
 
     def __init__(self, written: list[str], lexicon: Lexicon) -> None:
         self._lexicon = lexicon
-        # Padding, so that the words around any word can be looked at.
+        # Padded, so that the neighbours of any word can be looked at; `_at` is the next to read.
         self._written = ("", *written, "", "")
-        self._raw = tuple([token.lower() for token in self._written])
+        self._lower = tuple([token.lower() for token in self._written])
         self._at = 1
         self._tokens: list[str] = []
         self._words: list[str] = []
@@ -170,13 +168,260 @@ class _Reader:
         self._names: set[str] = set()
         self._capitalised: set[str] = set()
         self._roles: set[tuple[str, str]] = set()
-        self._linked: set[str] = set()
         self._asks: set[str] = set()
         self._negations = 0
-        # Whether a capital is due to the place of the word, and whether the prompt is a title.
+        # Whether a capital may be due to the place of the word, or to the prompt being a title.
         self._initial = True
         self._title = False
-        # The preposition that governs what comes, and whether it has begun to come.
+        # The preposition that governs the next words, and whether they have begun.
         self._role = ""
-        self._phrase_open = False
-        self._link = False
+        self._governing = False
+
+    def read(self) -> None:
+        lower, phrases = self._lower, self._lexicon.phrases
+        end = len(lower) - 2
+        while self._at < end:
+            word, written = lower[self._at], self._written[self._at]
+            self._at += 1
+            if word in phrases and self._phrase(phrases[word]):
+                continue
+            self._word(word, written)
+
+    def signature(self, unread: bytes) -> Signature:
+        # Where even function words are capitalised, capitals name nothing.
+        names = self._names if self._title else self._names | self._capitalised
+        return Signature(
+            tokens=tuple(self._tokens),
+            words=tuple(self._words),
+            initials="".join(self._initials),
+            numbers=tuple(sorted(self._numbers)),
+            names=frozenset(names),
+            roles=frozenset(self._roles),
+            asks=frozenset(self._asks),
+            negations=self._negations,
+            rest=unread,
+        )
+
+    def _phrase(self, ways: tuple[Phrase, ...]) -> bool:
+        """Take in the longest of *ways* to go on that the text takes, if any."""
+        lower, at = self._lower, self._at
+        for tail, instead in ways:
+            if lower[at : at + len(tail)] == tail:
+                self._at += len(tail)
+                for word in instead:
+                    self._word(word, word)
+                self._initial = False
+                return True
+        return False
+
+    def _word(self, word: str, written: str) -> None:
+        entry = self._lexicon.entries.get(word)
+        if entry is None:
+            self._unlisted(word, written)
+            return
+        kind, canonical = entry
+        if kind >= Kind.WEAK:
+            self._content(kind, canonical, written)
+        elif kind is Kind.NUMBER:
+            self._number()
+        elif kind is Kind.TIME:
+            self._place(canonical, word)
+        elif written != word and written in _CAPITAL_NAMES:
+            self._content(Kind.NAME, _CAPITAL_NAMES[written], written)
+        else:
+            self._function(kind, canonical, word, written)
+        self._initial = False
+
+    def _unlisted(self, word: str, written: str) -> None:
+        first = word[0]
+        if first.isalpha():
+            self._open(word, written)
+            self._initial = False
+        elif first.isdecimal():
+            self._number()
+            self._initial = False
+        elif first in _BREAKS:
+            self._initial = True
+            self._role = ""
+        elif first in _OPERATORS:
+            self._operator(_OPERATORS[first])
+        elif first in _CURRENCIES:
+            self._place(_CURRENCIES[first], word)
+        else:
+            self._word(_SIGNS[first], written)
+
+    # function words
+
+    def _function(self, kind: Kind, canonical: str, word: str, written: str) -> None:
+        if self._governing:
+            self._role = ""
+            self._governing = False
+        if not self._initial and len(word) > 1 and written[0] != word[0]:
+            self._title = True
+        if kind is Kind.GLUE:
+            return
+        self._tokens.append(canonical)
+        if kind is Kind.PREPOSITION:
+            infinitive = word == "to" and self._lower[self._at - 2] in _BEFORE_AN_INFINITIVE
+            self._role = "" if infinitive else canonical
+        elif kind is Kind.QUESTION:
+            self._question(word)
+        elif kind is Kind.NEGATOR:
+            self._negations += 1
+
+    def _question(self, word: str) -> None:
+        questions = self._lexicon.questions
+        kind = questions.get((word, self._lower[self._at])) or questions.get((word, ""), "-")
+        if kind != "-":
+            self._asks.add(kind)
+
+    # words with a meaning
+
+    def _content(self, kind: Kind, canonical: str, written: str) -> None:
+        self._place(canonical, written)
+        if kind is Kind.NAME:
+            self._names.add(canonical)
+        elif not written.islower():
+            if len(written) > 1 and not written[1:].islower():
+                self._names.add(canonical)
+            elif not self._initial:
+                self._capitalised.add(canonical)
+
+    def _place(self, canonical: str, word: str) -> None:
+        self._tokens.append(canonical)
+        self._words.append(canonical)
+        self._initials.append(word[0].lower())
+        if self._role:
+            self._roles.add((self._role, canonical))
+            self._governing = True
+    
+    def _open(self, word: str, written: str) -> None:
+        """Take in a word that stands in no list: inflected, elided, a name, or unknown."""
+        if "'" in word:
+            self._elided(word, written)
+        elif "." in word and not word.endswith((".js", ".net")):
+            self._word(word.replace(".", ""), written.replace(".", ""))
+        elif word in _AMBIGUOUS_MONTHS:
+            self._perhaps_month(word, written)
+        elif len(word) > _WORD_CHARS:
+            self._place(_digest(word).hex(), word)
+        else:
+            kind, canonical = self._lexicon.entry(word)
+            self._content(kind, canonical, written)
+
+    def _elided(self, word: str, written: str) -> None:
+        if word.endswith("n't"):
+            if not (self._initial and word in _RHETORICAL):
+                self._word("not", "not")
+            return
+        base, _, suffix = word.rpartition("'")
+        if suffix not in _ELISIONS:
+            base = word
+        base, count = base.replace("'", ""), len(self._words)
+        self._word(base, written[: len(base)])
+        if suffix == "s" and len(self._words) > count:
+            self._roles.add(("OF", self._words[-1]))
+
+    def _perhaps_month(self, word: str, written: str) -> None:
+        before, after = self._lower[self._at - 2], self._lower[self._at]
+        if (
+            before in _BEFORE_A_MONTH
+            or before in _ORDINAL_ENDINGS
+            or before[:1].isdecimal()
+            or after[:1].isdecimal()
+            or (written != word and not self._initial)
+        ):
+            self._place(f"@{word}", word)
+        elif word == "may":
+            self._function(Kind.FRAME, "CAN", word, written)
+        else:
+            self._content(Kind.CONTENT, word, written)
+
+    # numbers
+
+    def _operator(self, sign: str) -> None:
+        self._numbers.append(sign)
+        self._tokens.append(sign)
+
+    def _number(self) -> None:
+        """Take in the number that ends or begins with the word just read."""
+        at, lower = self._at - 1, self._lower
+        before = lower[at - 1]
+        if lower[at] == "second" and before in _BEFORE_A_SECOND:
+            self._place("sec", "s")
+            return
+        value, self._at = _number(lower, at, self._lexicon.numbers)
+        bound = _YEAR_BOUNDS.get(before, "") if _YEAR.fullmatch(value) else ""
+        self._numbers.append(bound + value)
+        self._place("#" + value.removeprefix("~"), "#")
+        after = lower[self._at]
+        if after in _SHORT_UNITS:
+            self._place(self._lexicon.entry(_SHORT_UNITS[after])[1], after)
+            self._at += 1
+        elif after in _OPERATOR_WORDS:
+            self._operator(_OPERATOR_WORDS[after])
+            self._at += 1
+
+
+def _number(words: tuple[str, ...], at: int, named: Mapping[str, str]) -> tuple[str, int]:
+    """The number that begins at *at*, in one spelling, and the place behind it."""
+    value = named.get(words[at])
+    if value is None:
+        return _written_number(words, at)
+    at += 1
+    unit = named.get(words[at], "").lstrip("~")
+    if value in _TENS and unit in _DIGITS:
+        value = value[0] + unit
+        at += 1
+    while words[at] in _MULTIPLIERS and value.lstrip("~").isdecimal():
+        value = _scaled(value.lstrip("~"), _MULTIPLIERS[words[at]])
+        at += 1
+    return value, at
+
+
+def _written_number(words: tuple[str, ...], at: int) -> tuple[str, int]:
+    digits, after = _plain_digits(words[at]), words[at + 1]
+    if after in ("am", "pm"):
+        return _clock(digits, after), at + 2
+    if after in _MULTIPLIERS:
+        return _scaled(digits, _MULTIPLIERS[after]), at + 2
+    if after in _MONEY_MULTIPLIERS and words[at - 1] in _CURRENCIES:
+        return _scaled(digits, _MONEY_MULTIPLIERS[after]), at + 2
+    if after in _ORDINAL_ENDINGS:
+        return digits, at + 2
+    if after == "s":
+        # "1980s" and "80s"
+        return f"{digits[-2:] if _YEAR.fullmatch(digits) else digits}s", at + 2
+    return digits, at + 1
+
+
+def _plain_digits(token: str) -> str:
+    """*token* without what can be written in several ways: "1,000", "2.0", "07", "1,5"."""
+    if not token.isascii():
+        token = "".join([str(unicodedata.decimal(sign, sign)) for sign in token])
+    if len(token) > _WORD_CHARS:
+        return _digest(token).hex()
+    if ":" in token:
+        return f"t{token.removeprefix('0')}"
+    token = token.replace(",", "") if _GROUPED.fullmatch(token) else token.replace(",", ".")
+    whole, _, fraction = token.partition(".")
+    if not fraction.strip("0"):
+        token = whole
+    return token[1:] if len(token) == 2 and token[0] == "0" else token
+
+
+def _clock(digits: str, half: str) -> str:
+    hour, _, minute = digits.removeprefix("t").partition(":")
+    if not hour.isdecimal():
+        return digits + half
+    return f"t{int(hour) % 12 + (12 if half == 'pm' else 0)}:{minute or '00'}"
+
+
+def _scaled(digits: str, zeros: int) -> str:
+    """*digits* times ten to the *zeros* in plain digits: "1.5" and 6 make "1500000"."""
+    whole, _, fraction = digits.partition(".")
+    if not whole.isdecimal() or "." in fraction:
+        return f"{digits}e{zeros}"
+    scaled = whole + fraction[:zeros].ljust(zeros, "0")
+    left = fraction[zeros:].rstrip("0")
+    return (scaled.lstrip("0") or "0") + (f".{left}" if left else "")

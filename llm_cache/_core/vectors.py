@@ -52,7 +52,8 @@ def check_vectors(vectors: Any, *, count: int, dimensions: int | None, model_id:
         raise InvalidEmbedding(
             f"embedder {model_id!r} answered a vector of zeros, which has no direction to compare"
         )
-    return rows / norms
+    unit: Vector = rows / norms
+    return unit
 
 
 def salted_blob(vector: Vector, scope: str) -> bytes:

@@ -43,6 +43,11 @@ class Connection:
         self._client: redis.Redis | None = None
 
     @property
+    def url(self) -> str:
+        """What redis-py connects to; for `embedded://`, known while the server runs."""
+        return self._url if self._embedded is None else self._embedded.url or self._url
+
+    @property
     def client(self) -> redis.Redis:
         """The client, once `open` has returned."""
         if self._client is None:

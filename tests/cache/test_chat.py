@@ -1,10 +1,11 @@
 """The path of `chat()` through the public API, against a real Redis and a real HTTP upstream."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
-from llm_cache import CacheStatus, LLMCache
+from llm_cache import CacheStatus
 from llm_cache.errors import NotStorable
 from llm_cache.testing import Answer, FakeClock
 
@@ -226,7 +227,7 @@ async def test_incomplete_answers_are_served_but_not_stored(cache, upstream, ans
 
 
 async def test_answer_of_just_the_size_cap_is_stored_and_a_larger_one_is_not(make_cache, redis):
-    def sized(max_entry_bytes: int) -> LLMCache:
+    def sized(max_entry_bytes: int) -> Any:
         return make_cache(max_entry_bytes=max_entry_bytes, clock=FakeClock())
 
     size = await redis.strlen(await sized(10_000).store_exact(QUESTION, "x" * 100))
@@ -284,18 +285,18 @@ async def test_exact_hit_costs_one_redis_command(cache, redis, embedder):
 
 async def test_exact_hit_starts_no_task(cache):
     await cache.chat(QUESTION)
-    before = asyncio.all_tasks()
     started = []
-    loop = asyncio.get_running_loop()
-    loop.set_task_factory(
-        lambda loop, coro, **kw: started.append(coro) or asyncio.Task(coro, loop=loop, **kw)
-    )
 
-    assert (await cache.chat(QUESTION)).status == "exact"
+    def start(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
+        started.append(coro)
+        return asyncio.Task(coro, loop=loop, **options)
 
-    loop.set_task_factory(None)
+    asyncio.get_running_loop().set_task_factory(start)
+    reply = await cache.chat(QUESTION)
+    asyncio.get_running_loop().set_task_factory(None)
+
+    assert reply.status == "exact"
     assert started == []
-    assert asyncio.all_tasks() == before
 
 
 async def test_semantic_layer_can_be_left_out_of_one_call(cache, embedder):

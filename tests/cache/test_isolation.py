@@ -114,10 +114,11 @@ async def test_cache_version_leaves_older_answers_behind(make_cache):
 
 
 async def test_every_answer_is_the_one_the_model_gave_to_this_request(cache, upstream):
-    questions = [f"Question {word}" for word in "alpha beta gamma delta".split()]
+    questions = [f"Question {word}" for word in ("alpha", "beta", "gamma", "delta")]
     for question in questions * 2:
         reply = await cache.chat(question)
-        body = next(r.body for r in upstream.requests if r.body["messages"][1]["content"] == question)
+        bodies = [request.body for request in upstream.requests]
+        body = next(b for b in bodies if b["messages"][1]["content"] == question)
         assert reply.text == expected_answer(body)
 
 
@@ -148,3 +149,21 @@ async def test_prompt_that_the_embedder_cannot_compare_is_only_looked_up_exactly
     assert (await cache.chat("Как дела?")).status == "miss"
     assert (await cache.chat("Как дела?")).status == "exact"
     assert embedder.calls == 0
+
+
+async def test_models_at_two_addresses_share_nothing(make_cache, upstream):
+    there = upstream.client(base_url=upstream.base_url)
+    elsewhere = upstream.client(base_url=upstream.base_url.replace("127.0.0.1", "localhost"))
+    await make_cache(client=there).chat(QUESTION)
+
+    assert await make_cache(client=elsewhere).lookup_exact(QUESTION) is None
+
+
+async def test_service_may_be_named_instead_of_its_address(make_cache, upstream):
+    there = upstream.client()
+    elsewhere = upstream.client(base_url=upstream.base_url.replace("127.0.0.1", "localhost"))
+    await make_cache(client=there, upstream_id="mine").chat(QUESTION)
+
+    moved = make_cache(client=elsewhere, upstream_id="mine")
+    assert (await moved.chat(QUESTION)).status == "exact"
+    assert await make_cache(client=there, upstream_id="other").lookup_exact(QUESTION) is None

@@ -70,9 +70,7 @@ def test_entry_from_an_epoch_not_reached_is_dead():
     assert not Purges(epoch="5", born="1").allow(entry("6"))
 
 
-@pytest.mark.parametrize(
-    "target", ["all", "model:m", "tenant:t", "tag:a", "tag:b"]
-)
+@pytest.mark.parametrize("target", ["all", "model:m", "tenant:t", "tag:a", "tag:b"])
 def test_entry_with_a_target_purged_later_is_dead(target):
     stored = {"tenant": "t", "tags": ("a", "b")}
     purges = Purges(epoch="5", born="1", tokens={target: "4"})

@@ -28,9 +28,7 @@ def clock():
 
 @pytest.fixture
 async def store(connection, namespace, clock):
-    store = VectorStore(
-        connection, Keys(namespace), space="s", dimensions=DIMENSIONS, clock=clock
-    )
+    store = VectorStore(connection, Keys(namespace), space="s", dimensions=DIMENSIONS, clock=clock)
     await store.ensure_index()
     return store
 

@@ -1,0 +1,1 @@
+"""Small measurements, side by side with the bare command that each of them cannot beat."""

@@ -1,0 +1,78 @@
+"""The application: its commands, and what an exception means for the exit code."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import llm_cache
+from llm_cache.cli import chat, demo, doctor, stats
+from llm_cache.cli.screen import complain
+from llm_cache.errors import LLMCacheError
+
+EXIT_CODES = "Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted."
+_INTERRUPTED = 130
+
+
+class _Commands(TyperGroup):
+    """Commands whose expected failures are one line on stderr, never a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that *ctx* holds."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise typer.Exit(_INTERRUPTED) from None
+        except LLMCacheError as error:
+            complain(str(error))
+            raise typer.Exit(1) from None
+        # The SDK's tree can only be named once it is imported, which takes half a second.
+        except Exception as error:
+            if not _is_from_sdk(error):
+                raise
+            complain(f"the model's service failed: {type(error).__name__}: {error}")
+            raise typer.Exit(1) from None
+
+
+def make_app() -> typer.Typer:
+    """Return the application, ready to be called."""
+    app = typer.Typer(
+        cls=_Commands,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(epilog=EXIT_CODES)(_llm_cache)
+    app.command(epilog=EXIT_CODES)(demo.demo)
+    app.command(epilog=EXIT_CODES)(chat.chat)
+    app.command(epilog=EXIT_CODES)(stats.stats)
+    app.command(epilog=doctor.EXIT_CODES)(doctor.doctor)
+    return app
+
+
+def _llm_cache(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            is_eager=True,
+            callback=lambda given: _print_version() if given else None,
+            help="Print the version and exit.",
+        ),
+    ] = False,
+) -> None:
+    """A cache of LLM answers in Redis: exact and semantic."""
+
+
+def _print_version() -> None:
+    typer.echo(f"llm-cache {llm_cache.__version__}")
+    raise typer.Exit
+
+
+def _is_from_sdk(error: Exception) -> bool:
+    openai = sys.modules.get("openai")
+    return openai is not None and isinstance(error, openai.OpenAIError)

@@ -1,0 +1,45 @@
+"""Options that several commands share, and what they are made into."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+import typer
+
+from llm_cache import CacheConfig
+from llm_cache.errors import ConfigurationError
+
+RedisUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--redis-url",
+        metavar="URL",
+        show_default="REDIS_URL, else redis://localhost:6379",
+        help="Redis with search; embedded:///DIR runs one here.",
+    ),
+]
+Namespace = Annotated[
+    str, typer.Option("--namespace", metavar="NAME", help="Prefix of every Redis key.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
+PriceModel = Annotated[
+    str,
+    typer.Option("--price-model", metavar="MODEL", help="Whose prices the savings are told in."),
+]
+
+NAMESPACE = CacheConfig().namespace
+PRICE_MODEL = "gpt-4o-mini"
+
+
+def make_config(**settings: Any) -> CacheConfig:
+    """Return the settings; what cannot be is wrong usage."""
+    try:
+        return CacheConfig(**settings)
+    except ConfigurationError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def without_secrets(url: str) -> str:
+    """Return *url* as it may be shown: without its password and its query."""
+    return re.sub(r"//[^@/]*@", "//***@", url.partition("?")[0])
