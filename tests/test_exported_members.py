@@ -26,3 +26,12 @@ def test_errors_form_one_tree():
     exceptions = [e for e in vars(errors).values() if isinstance(e, type)]
     assert all(issubclass(e, errors.LLMCacheError) for e in exceptions)
     assert all(e.__name__ in (errors.__doc__ or "") for e in exceptions)
+
+
+def test_errors_survive_the_way_out_of_a_worker():
+    import pickle
+
+    from llm_cache.errors import MissingExtra, StoreTimeout
+
+    for error in (MissingExtra("onnxruntime", "local"), StoreTimeout("no answer")):
+        assert str(pickle.loads(pickle.dumps(error))) == str(error)
