@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypedDict, Unpack
 
-from llm_cache._core import keys
+from llm_cache._core import keys, policy
 from llm_cache._core.canonical import to_json
-from llm_cache._core.normalize import Prompt, normalize
-from llm_cache._core.types import ChatRequest, Completion
+from llm_cache._core.control import ANY, CacheControl, parse_cache_control
+from llm_cache._core.normalize import Prompt, frame_value, normalize
+from llm_cache._core.types import ChatRequest, Completion, Json
 from llm_cache.config import CacheConfig, check_ttl
 from llm_cache.errors import ConfigurationError, InvalidRequest
 
@@ -25,79 +26,157 @@ UNSET: Final = Unset()
 
 
 class CallOptions(TypedDict, total=False):
-    """The keyword arguments of `LLMCache.chat` that are the cache's own."""
+    """What every call may say to the cache."""
 
-    model: str | None
-    system: str | Unset | None
     ttl_s: float | None
     tags: Iterable[str]
     tenant: str | None
     semantic: bool | None
+    cache_control: str | CacheControl | None
 
 
-OPTIONS = frozenset(CallOptions.__annotations__)
+class ChatOptions(CallOptions, total=False):
+    """What a chat call may say besides."""
+
+    model: str | None
+    system: str | Unset | None
 
 
-@dataclass(frozen=True, slots=True)
+CALL_OPTIONS = frozenset(CallOptions.__annotations__)
+CHAT_OPTIONS = frozenset(ChatOptions.__annotations__) | CALL_OPTIONS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
     """One call, checked, with the places its answer may be in."""
 
-    request: ChatRequest
     digest: str
     """Names the answer to this very request."""
     scope: str
     """Within it, answers may be shared between prompts that mean the same."""
+    text: str | None
+    """What is compared; `None` where nothing is."""
+    model: str
     tenant: str | None
     tags: tuple[str, ...]
     ttl_ms: int
     semantic: bool
     """Whether the semantic layer takes part."""
+    control: CacheControl
+    bypass: str | None
+    """Why the cache takes no part at all; `None` where it does."""
+    refuse: Callable[[Json], str | None]
+    """Why an answer must not be stored."""
 
 
-def plan(
+def plan_chat(
     prompt: Prompt,
     *,
     config: CacheConfig,
     base_url: str,
+    defaults: Mapping[str, Mapping[str, Any]],
     params: Mapping[str, Any],
+    model: str | None = None,
+    system: str | Unset | None = UNSET,
     **options: Unpack[CallOptions],
-) -> Call:
-    """Return the call that these arguments make.
+) -> tuple[Call, ChatRequest]:
+    """Return the call that these arguments make, and what the model is to be asked.
+
+    *defaults* are the headers and the query that the client adds to every request.
 
     Raises:
         InvalidRequest: an argument cannot work; the message names it.
     """
-    system = options.get("system", UNSET)
     if isinstance(system, Unset):
         # A list of messages brings its own system message, or means to have none.
         system = config.system if isinstance(prompt, str) else None
-    model = options.get("model")
     request = normalize(
         prompt,
         model=config.model if model is None else model,
         system=system,
         params=params,
+        defaults=defaults,
         base_url=base_url if config.upstream_id is None else config.upstream_id,
         normalization=config.normalization,
         max_chars=config.max_prompt_chars,
     )
+    if options.get("cache_control") is None:
+        options["cache_control"] = _control_header(request.params)
+    call = _plan(
+        request.frame,
+        request.text,
+        request.normalized,
+        model=request.model,
+        config=config,
+        request={"model": request.model, "messages": request.messages, **request.params},
+        refuse=policy.refusal,
+        options=options,
+    )
+    return call, request
+
+
+def plan_value(
+    request: Mapping[str, Any],
+    *,
+    config: CacheConfig,
+    producer: str,
+    store_if: policy.StoreIf | None = None,
+    **options: Unpack[CallOptions],
+) -> Call:
+    """Return the call for a request in anybody's own shape.
+
+    Raises:
+        InvalidRequest: an argument cannot work; the message names it.
+    """
+    frame, text, normalized = frame_value(
+        request, producer=producer, normalization=config.normalization
+    )
+    model = request.get("model")
+    return _plan(
+        frame,
+        text,
+        normalized,
+        model=model if isinstance(model, str) else "",
+        config=config,
+        request=request,
+        refuse=lambda value: policy.value_refusal(value, store_if),
+        options=options,
+    )
+
+
+def _plan(
+    frame: bytes,
+    text: str | None,
+    normalized: str,
+    *,
+    model: str,
+    config: CacheConfig,
+    request: Mapping[str, Any],
+    refuse: Callable[[Json], str | None],
+    options: CallOptions,
+) -> Call:
     tenant = _checked_tenant(options.get("tenant"), is_required=config.require_tenant)
     digest, scope = keys.identify(
-        request,
+        frame,
+        normalized,
         tenant=tenant,
         cache_version=config.cache_version,
         normalization=config.normalization,
     )
+    given = options.get("cache_control")
+    control = ANY if given is None else parse_cache_control(given)
     return Call(
-        request=request,
         digest=digest,
         scope=scope,
+        text=text,
+        model=model,
         tenant=tenant,
         tags=_checked_tags(options.get("tags", ())),
         ttl_ms=_checked_ttl_ms(options.get("ttl_s"), config),
-        semantic=config.semantic
-        and options.get("semantic") is not False
-        and request.text is not None,
+        semantic=config.semantic and options.get("semantic") is not False and text is not None,
+        control=control,
+        bypass=_bypass_reason(control, config, request),
+        refuse=refuse,
     )
 
 
@@ -117,12 +196,25 @@ def as_completion(answer: Any, model: str) -> Completion:
     return dict(as_json)
 
 
+def _control_header(params: Mapping[str, Any]) -> str | None:
+    headers = params.get("extra_headers") or {}
+    return next((v for name, v in headers.items() if name.lower() == "cache-control"), None)
+
+
+def _bypass_reason(
+    control: CacheControl, config: CacheConfig, request: Mapping[str, Any]
+) -> str | None:
+    if control.no_store:
+        return "no-store"
+    return "policy" if config.bypass is not None and config.bypass(request) else None
+
+
 def _checked_tenant(tenant: object, *, is_required: bool) -> str | None:
     if tenant is None:
         if is_required:
             raise InvalidRequest("require_tenant=True: every call must name its tenant=")
         return None
-    if not isinstance(tenant, str) or not tenant:
+    if not isinstance(tenant, str) or not tenant or not _is_unicode(tenant):
         raise InvalidRequest("tenant must be text that is not empty, or None for the shared one")
     return tenant
 
@@ -132,10 +224,15 @@ def _checked_tags(tags: Iterable[object]) -> tuple[str, ...]:
         raise InvalidRequest("tags must be a list of tags, not one text")
     checked = []
     for tag in dict.fromkeys(tags):
-        if not isinstance(tag, str) or not tag:
+        if not isinstance(tag, str) or not tag or not _is_unicode(tag):
             raise InvalidRequest("every tag must be text that is not empty")
         checked.append(tag)
     return tuple(checked)
+
+
+def _is_unicode(text: str) -> bool:
+    """Tell whether *text* can be written down: a lone surrogate cannot."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _checked_ttl_ms(ttl_s: float | None, config: CacheConfig) -> int:

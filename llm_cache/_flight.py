@@ -1,9 +1,9 @@
-"""Single-flight: callers of one key in this process share one task."""
+"""Single-flight: callers of one key in this process share one task, and one stream."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
 _T = TypeVar("_T")
@@ -35,16 +35,79 @@ class SingleFlight(Generic[_T]):
 
     async def aclose(self, *, wait_s: float) -> None:
         """Wait for what is in flight, at most *wait_s* seconds, then cancel it."""
-        tasks = list(self._tasks.values())
-        if not tasks:
-            return
-        _, late = await asyncio.wait(tasks, timeout=wait_s)
-        for task in late:
-            task.cancel()
-        await asyncio.gather(*late, return_exceptions=True)
+        await finish(list(self._tasks.values()), wait_s=wait_s)
 
     def _land(self, key: str, task: asyncio.Task[_T]) -> None:
         del self._tasks[key]
-        if not task.cancelled():
-            # Read, so that asyncio does not report an exception which no caller stayed to see.
-            task.exception()
+        observe(task)
+
+
+class SharedStream(Generic[_T]):
+    """What one source has said so far and goes on saying, for any number of listeners.
+
+    Every listener hears everything, from the first item on and as it arrives. When the last one
+    leaves before the end, *abandon* is called: nobody pays for what nobody hears.
+    """
+
+    def __init__(self, abandon: Callable[[], object]) -> None:
+        self._abandon = abandon
+        self._items: list[_T] = []
+        self._listeners = 0
+        self._is_over = False
+        self._error: BaseException | None = None
+        self._news = asyncio.Event()
+
+    def say(self, item: _T) -> None:
+        """Add *item* for everybody."""
+        self._items.append(item)
+        self._tell()
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Say that nothing follows, because of *error* if one is given."""
+        if not self._is_over:
+            self._is_over, self._error = True, error
+            self._tell()
+
+    def listen(self) -> AsyncIterator[_T]:
+        """Return everything from the beginning. It counts as a listener until it is closed."""
+        self._listeners += 1
+        return self._hear()
+
+    def leave(self) -> None:
+        """Count one listener less."""
+        self._listeners -= 1
+        if self._listeners == 0 and not self._is_over:
+            self._abandon()
+
+    async def _hear(self) -> AsyncIterator[_T]:
+        heard = 0
+        while True:
+            while heard < len(self._items):
+                heard += 1
+                yield self._items[heard - 1]
+            if self._is_over:
+                break
+            await self._news.wait()
+        if self._error is not None:
+            raise self._error
+
+    def _tell(self) -> None:
+        # Whoever waits holds the old event; a new one takes its place for what comes next.
+        self._news.set()
+        self._news = asyncio.Event()
+
+
+async def finish(tasks: list[asyncio.Task[Any]], *, wait_s: float) -> None:
+    """Wait for *tasks*, at most *wait_s* seconds, then cancel what is left."""
+    if not tasks:
+        return
+    _, late = await asyncio.wait(tasks, timeout=wait_s)
+    for task in late:
+        task.cancel()
+    await asyncio.gather(*late, return_exceptions=True)
+
+
+def observe(future: asyncio.Future[Any]) -> None:
+    """Read the exception of *future*, so that asyncio does not report one nobody stayed to see."""
+    if not future.cancelled():
+        future.exception()

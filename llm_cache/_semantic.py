@@ -84,6 +84,11 @@ class SemanticLayer:
         configured = self._config.similarity_threshold
         return self._embedder.similarity_threshold if configured is None else configured
 
+    @property
+    def is_guarded(self) -> bool:
+        """Whether the lexical guards may veto."""
+        return self._config.guards
+
     async def open(self) -> None:
         """Make sure of the index.
 
@@ -126,6 +131,13 @@ class SemanticLayer:
             rows = check_vectors([vector], count=1, dimensions=dimensions, model_id="vector=")
         return Place(identity.narrow(scope, blind_spots), rows[0], prompt)
 
+    async def nearest(self, place: Place, *, limit: int = _CANDIDATES) -> list[Candidate]:
+        """Return the entries nearest to *place* in its scope, whatever they are worth.
+
+        One round trip; raises as `lookup` does.
+        """
+        return await self.vectors.nearest(place.scope, place.vector, limit=limit)
+
     async def lookup(self, place: Place) -> SemanticHit | None:
         """Return the nearest living answer that may be served at *place*.
 
@@ -137,7 +149,7 @@ class SemanticLayer:
         """
         limit = _CANDIDATES
         while True:
-            candidates = await self.vectors.nearest(place.scope, place.vector, limit=limit)
+            candidates = await self.nearest(place, limit=limit)
             gone: list[str] = []
             for candidate in similarity.acceptable(
                 place.prompt,
@@ -156,6 +168,9 @@ class SemanticLayer:
             if limit >= _MOST_CANDIDATES:
                 return None
             limit *= 4
+
+    async def aclose(self) -> None:
+        """Let go of what embedding holds."""
 
     def write(self, place: Place, digest: str, *, ttl_ms: int) -> AddWrite:
         """Return what adds the entry of *place* to the transaction that stores its answer."""

@@ -1,33 +1,45 @@
-"""`LLMCache`: walks a call from the exact layer over the semantic one to the model."""
+"""`LLMCache`: the public face of the cache. The path of a call is in `_engine.py`."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
+import inspect
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, Unpack, overload
 
-from llm_cache._call import OPTIONS, UNSET, Call, Unset, as_completion, plan
-from llm_cache._core import policy
-from llm_cache._core.codec import encode_entry
+from llm_cache._call import (
+    CHAT_OPTIONS,
+    UNSET,
+    Call,
+    CallOptions,
+    Unset,
+    as_completion,
+    plan_chat,
+    plan_value,
+)
+from llm_cache._core.canonical import encode
+from llm_cache._core.control import CacheControl
 from llm_cache._core.keys import Keys
 from llm_cache._core.normalize import Prompt
-from llm_cache._core.types import CacheStatus, Completion, Entry
-from llm_cache._flight import SingleFlight
+from llm_cache._core.policy import StoreIf
+from llm_cache._core.stream import replay
+from llm_cache._core.types import CacheStatus, ChatRequest, Json
+from llm_cache._engine import Answered, Engine, Fresh, exact_end, semantic_end
+from llm_cache._explain import Explanation, explain
 from llm_cache._http.upstream import Upstream
 from llm_cache._redis.connection import Connection
 from llm_cache._redis.counters import Counters
 from llm_cache._redis.epoch import Epochs
-from llm_cache._redis.exact import ExactStore, Lookup
-from llm_cache._semantic import Place, SemanticHit, SemanticLayer
+from llm_cache._redis.exact import ExactStore
+from llm_cache._semantic import Place, SemanticLayer
 from llm_cache.config import CacheConfig, redis_url_from_env
 from llm_cache.embedders import Embedder, EmbedFunction, OpenAIEmbedder, as_embedder
 from llm_cache.errors import (
     CacheClosed,
     ConfigurationError,
-    EmbedderError,
-    InvalidEmbedding,
     InvalidRequest,
     NotStorable,
     StoreError,
@@ -35,32 +47,22 @@ from llm_cache.errors import (
 from llm_cache.events import (
     CallEnded,
     DependencyFailed,
+    Event,
     EventHook,
     LogHook,
     StoreSkipped,
     emit,
 )
-from llm_cache.reply import ChatReply
+from llm_cache.reply import CachedValue, CacheInfo, ChatReply, ChatStream
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
-    from openai.types.chat import ChatCompletion
+    from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 _HITS = (CacheStatus.EXACT, CacheStatus.SEMANTIC, CacheStatus.STALE)
 _DRAIN_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Filled:
-    """The end of a call that the exact layer could not answer."""
-
-    status: CacheStatus
-    digest: str | None
-    """Under which the answer is stored, if it is."""
-    completion: Completion
-    created_s: float | None = None
-    similarity: float | None = None
-    reason: str | None = None
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class LLMCache:
@@ -105,6 +107,7 @@ class LLMCache:
         self._epochs = Epochs(self._connection, self._keys)
         self._exact = ExactStore(self._connection, self._keys, self._epochs)
         self._counters = Counters(self._connection, self._keys)
+        self._refusals: Counter[str] = Counter()
         self._upstream = Upstream(client)
         self._owned_embedder = OpenAIEmbedder(client) if embedder is None else None
         self._semantic = SemanticLayer(
@@ -114,7 +117,14 @@ class LLMCache:
             self._owned_embedder or as_embedder(embedder),  # type: ignore[arg-type]
             self.config,
         )
-        self._flights: SingleFlight[_Filled] = SingleFlight()
+        self._engine = Engine(
+            self._exact,
+            self._semantic,
+            self.config,
+            ready=self._ensure_open,
+            tell=self._tell,
+            clock=clock,
+        )
         self._opening = asyncio.Lock()
         self._is_open = False
         self._is_closed = False
@@ -132,8 +142,7 @@ class LLMCache:
             CacheClosed: the cache was closed.
         """
         async with self._opening:
-            if self._is_closed:
-                raise CacheClosed("this cache was closed; make a new one")
+            self._refuse_closed()
             if not self._is_open:
                 await self._connection.open()
                 try:
@@ -156,12 +165,13 @@ class LLMCache:
             if self._is_closed:
                 return
             self._is_closed = True
-            await self._flights.aclose(wait_s=_DRAIN_S)
+            await self._engine.aclose(wait_s=_DRAIN_S)
             try:
                 if self._is_open:
                     await self._stop_flusher()
             finally:
                 self._is_open = False
+                await self._semantic.aclose()
                 await self._connection.aclose()
                 await self._upstream.aclose()
                 if self._owned_embedder is not None:
@@ -184,7 +194,39 @@ class LLMCache:
         """
         return self._connection.url
 
-    # ------------------------------------------------------------------ the straight path
+    # ------------------------------------------------------------------ chat
+
+    @overload
+    async def chat(
+        self,
+        prompt: Prompt,
+        *,
+        model: str | None = None,
+        system: str | Unset | None = UNSET,
+        stream: Literal[False] = False,
+        ttl_s: float | None = None,
+        tags: Iterable[str] = (),
+        tenant: str | None = None,
+        semantic: bool | None = None,
+        cache_control: str | CacheControl | None = None,
+        **params: Any,
+    ) -> ChatReply: ...
+
+    @overload
+    async def chat(
+        self,
+        prompt: Prompt,
+        *,
+        model: str | None = None,
+        system: str | Unset | None = UNSET,
+        stream: Literal[True],
+        ttl_s: float | None = None,
+        tags: Iterable[str] = (),
+        tenant: str | None = None,
+        semantic: bool | None = None,
+        cache_control: str | CacheControl | None = None,
+        **params: Any,
+    ) -> ChatStream[str]: ...
 
     async def chat(
         self,
@@ -192,12 +234,14 @@ class LLMCache:
         *,
         model: str | None = None,
         system: str | Unset | None = UNSET,
+        stream: bool = False,
         ttl_s: float | None = None,
         tags: Iterable[str] = (),
         tenant: str | None = None,
         semantic: bool | None = None,
+        cache_control: str | CacheControl | None = None,
         **params: Any,
-    ) -> ChatReply:
+    ) -> ChatReply | ChatStream[str]:
         """Answer *prompt* from the cache, or from the model, and remember the answer.
 
         An exact hit costs one Redis command; a semantic hit an embedding and three round trips
@@ -209,125 +253,222 @@ class LLMCache:
             model: Default `config.model`.
             system: System message before a plain prompt; default `config.system`, `None` for
                 none. With a list of messages it is an error: put it into the list.
+            stream: Return at once, with the text to iterate in pieces as they arrive.
             ttl_s: Seconds this answer may live; default `config.ttl_s`.
             tags: Names under which the answer can be invalidated.
             tenant: Whose call this is. Tenants never share answers; `None` is a tenant of its own.
             semantic: Whether the semantic layer takes part; default `config.semantic`.
+            cache_control: `no-cache`, `no-store`, `only-if-cached`, `max-age=N`; default what
+                `extra_headers` says.
             **params: Everything else goes to the model and into the key, known or not.
 
         Raises:
             InvalidRequest: the request can never work. Nothing was read, sent or written.
             ConfigurationError: the set-up cannot work.
+            OnlyIfCachedMiss: `only-if-cached`, and there is no entry.
             CacheClosed: the cache was closed.
             openai.OpenAIError: whatever the SDK raises when the model is asked.
         """
-        started_s = time.perf_counter()
-        options = {
+        options: dict[str, Any] = {
             "model": model,
             "system": system,
             "ttl_s": ttl_s,
             "tags": tags,
             "tenant": tenant,
             "semantic": semantic,
+            "cache_control": cache_control,
         }
-        call = self._plan(prompt, {**params, **options})
-        reply = await self._answer(call)
-        self._note(call, reply, time.perf_counter() - started_s)
+        call, request = self._plan(prompt, {**params, **options})
+        if stream:
+            chunks = await self._chunks(call, request, self._upstream)
+            return chunks.map(_text_of)
+        reply, _ = await self._complete(call, request, self._upstream)
         return reply
 
-    async def _answer(self, call: Call) -> ChatReply:
-        try:
-            await self._ensure_open()
-            found = await self._exact.lookup(call.digest)
-        except (StoreError, EmbedderError) as error:
-            reason = self._failed("lookup_exact", error)
-            return self._reply(await self._ask(call, epoch=None, place=None, reason=reason))
-        if found.entry is not None:
-            return self._exact_reply(call.digest, found.entry)
-        if found.corrupt is not None:
-            reason = self._failed("lookup_exact", found.corrupt)
-            return self._reply(await self._ask(call, epoch=found.epoch, place=None, reason=reason))
-        filled, is_shared = await self._flights.run(
-            call.digest, lambda: self._fill(call, found.epoch)
+    async def _complete(
+        self, call: Call, request: ChatRequest, upstream: Upstream
+    ) -> tuple[ChatReply, ChatCompletion | None]:
+        """Return the reply, and the SDK's own object where the model has just made it."""
+
+        async def produce() -> Fresh:
+            completion = await upstream.complete(request)
+            return Fresh(completion.model_dump(mode="json", exclude_unset=True), completion)
+
+        started_s = time.perf_counter()
+        answered = await self._engine.answer(call, produce)
+        reply = ChatReply(data=answered.answer, **self._info(answered))
+        self._note(call, reply, reply.usage, started_s)
+        return reply, answered.original
+
+    async def _chunks(
+        self, call: Call, request: ChatRequest, upstream: Upstream
+    ) -> ChatStream[ChatCompletionChunk]:
+        """Return the stream of the SDK's chunks, from the cache or from the model."""
+        wants_usage = bool((request.params.get("stream_options") or {}).get("include_usage"))
+        started_s = time.perf_counter()
+        begun = await self._engine.stream(
+            call,
+            lambda: upstream.stream(request),
+            choices=int(request.params.get("n") or 1),
+            wants_usage=wants_usage,
         )
-        return self._reply(filled, is_shared=is_shared)
-
-    async def _fill(self, call: Call, epoch: str) -> _Filled:
-        """Answer what the exact layer could not: from the semantic layer, or from the model."""
-        place, reason = None, None
-        try:
-            place = await self._locate(call)
-            hit = None if place is None else await self._semantic.lookup(place)
-        except (EmbedderError, StoreError) as error:
-            if isinstance(error, InvalidEmbedding) and not self._semantic.has_worked:
-                raise
-            hit, reason = None, self._failed("lookup_semantic", error)
-        if hit is not None:
-            await self._promote(call, hit)
-            return _semantic_end(hit)
-        return await self._ask(call, epoch=epoch, place=place, reason=reason)
-
-    async def _ask(
-        self, call: Call, *, epoch: str | None, place: Place | None, reason: str | None
-    ) -> _Filled:
-        """Ask the model and store its answer, unless Redis has just failed (no *epoch*)."""
-        completion = await self._upstream.complete(call.request)
-        status = CacheStatus.MISS if reason is None else CacheStatus.BYPASS
-        if epoch is None:
-            return _Filled(status, None, completion, reason=reason)
-        refusal = await self._store(call, completion, epoch=epoch, place=place)
-        digest = call.digest if refusal is None else None
-        return _Filled(status, digest, completion, reason=reason or refusal)
-
-    async def _locate(self, call: Call) -> Place | None:
-        if not call.semantic or call.request.text is None:
-            return None
-        return await self._semantic.locate(call.request.text, call.scope)
-
-    async def _store(
-        self, call: Call, completion: Completion, *, epoch: str, place: Place | None
-    ) -> str | None:
-        """Store *completion*; return why not, if not."""
-        refusal: str | None = policy.refusal(completion)
-        entry = Entry(
-            completion=completion,
-            created_s=self._clock(),
-            stamp=epoch,
-            model=call.request.model,
-            tenant=call.tenant,
-            tags=call.tags,
+        if isinstance(begun, Answered):
+            info = CacheInfo(**self._info(begun))
+            self._note(call, info, begun.answer.get("usage"), started_s)
+            return ChatStream(info, self._replay(begun.answer, include_usage=wants_usage))
+        info = CacheInfo(status=begun.status, shared=begun.is_shared)
+        self._note(call, info, None, started_s)
+        return ChatStream(
+            info,
+            begun.chunks.listen(),
+            leave=begun.chunks.leave,
+            final=lambda: CacheInfo(**self._info(begun.end.result())),
+            response=begun.response,
         )
-        blob = encode_entry(entry, call.digest) if refusal is None else b""
-        if len(blob) > self.config.max_entry_bytes:
-            refusal = policy.Refusal.TOO_LARGE
-        if refusal is not None:
-            emit(self._hooks, StoreSkipped(refusal, call.request.model))
-            return refusal
-        also = (
-            None
-            if place is None
-            else (self._semantic.write(place, call.digest, ttl_ms=call.ttl_ms))
-        )
-        try:
-            await self._exact.store(call.digest, blob, ttl_ms=call.ttl_ms, also=also)
-        except StoreError as error:
-            return self._failed("store", error)
-        return None
 
-    async def _promote(self, call: Call, hit: SemanticHit) -> None:
-        """Write a semantic hit back as an exact alias, so that its next repeat is one command."""
-        if hit.left_ms <= 0:
-            return
-        alias = hit.entry.as_alias(hit.candidate.digest, hit.candidate.similarity)
-        try:
-            await self._exact.promote(
-                call.digest,
-                hit.candidate.digest,
-                encode_entry(alias, call.digest),
-                left_ms=hit.left_ms,
-            )
-        except StoreError as error:
-            self._failed("promote", error)
+    async def _replay(
+        self, completion: Json, *, include_usage: bool
+    ) -> AsyncIterator[ChatCompletionChunk]:
+        from openai.types.chat import ChatCompletionChunk
+
+        pace = self.config.replay_chunks_per_s
+        for chunk in replay(completion, include_usage=include_usage):
+            yield ChatCompletionChunk.construct(**chunk)
+            if pace is not None:
+                await asyncio.sleep(1 / pace)
+
+    # ------------------------------------------------------------------ other ways in
+
+    def wrap(self, client: AsyncOpenAI, **options: Unpack[CallOptions]) -> AsyncOpenAI:
+        """Return a client that behaves as *client* does, with chat completions cached.
+
+        `chat.completions.create`, plain and streamed, and `.parse` go through the cache, and
+        `embeddings.create` takes from it what it has; everything else is the client's own.
+        `cache_info(answer)` tells how an answer was come by. *options* hold for all calls of the
+        client that is returned; making one costs microseconds, so make one for each tenant. A
+        `Cache-Control` among a call's `extra_headers` is obeyed.
+
+        The client has its own place in every key, wherever `LLMCache(client=…)` points to.
+        """
+        from llm_cache._wrap import wrap
+
+        return wrap(self, client, options)
+
+    async def get_or_create(
+        self,
+        request: Mapping[str, Any],
+        produce: Callable[[], Awaitable[Any]],
+        *,
+        producer: str = "",
+        store_if: StoreIf | None = None,
+        **options: Unpack[CallOptions],
+    ) -> CachedValue:
+        """Answer *request* from the cache, or with what *produce* returns, and remember that.
+
+        For any provider, in its own shape: the whole of *request* is the key. The last user turn
+        of its `messages`, or else its `prompt`, is what the semantic layer compares.
+
+        Args:
+            request: All that decides the answer; JSON.
+            produce: Asks the provider. Returns JSON (no bytes, no objects).
+            producer: Names who answers, where equal requests to different ones differ.
+            store_if: Tells of a fresh value whether it may be stored: that it is complete, say.
+            **options: `ttl_s`, `tags`, `tenant`, `semantic`, `cache_control`, as for `chat`.
+
+        Raises:
+            InvalidRequest: the request, or what *produce* returned, is not JSON.
+            OnlyIfCachedMiss: `only-if-cached`, and there is no entry.
+            Exception: whatever *produce* raises.
+        """
+        self._refuse_closed()
+        call = plan_value(
+            request, config=self.config, producer=producer, store_if=store_if, **options
+        )
+
+        async def checked() -> Fresh:
+            value = await produce()
+            encode(value, "what produce returned")
+            return Fresh(value)
+
+        started_s = time.perf_counter()
+        answered = await self._engine.answer(call, checked)
+        value = CachedValue(value=answered.answer, **self._info(answered))
+        self._note(call, value, None, started_s)
+        return value
+
+    def cached(
+        self,
+        *,
+        prompt: str | None = None,
+        store_if: StoreIf | None = None,
+        **options: Unpack[CallOptions],
+    ) -> Callable[[Callable[_P, Awaitable[_T]]], Callable[_P, Awaitable[_T]]]:
+        """Return a decorator that caches an async function by its arguments.
+
+        The function's module and name and all its arguments, defaults included, are the key; the
+        arguments and the value must be JSON.
+
+        Args:
+            prompt: The argument that the semantic layer compares; the others must be equal.
+            store_if: Tells of a fresh value whether it may be stored.
+            **options: As for `get_or_create`.
+
+        Raises:
+            ConfigurationError: the function is not async, or has no argument *prompt*.
+        """
+
+        def decorate(function: Callable[_P, Awaitable[_T]]) -> Callable[_P, Awaitable[_T]]:
+            signature = inspect.signature(function)
+            name = f"{function.__module__}.{function.__qualname__}"
+            if not inspect.iscoroutinefunction(function):
+                raise ConfigurationError(f"{name} must be an async function")
+            if prompt is not None and prompt not in signature.parameters:
+                raise ConfigurationError(f"prompt={prompt!r}: {name} has no such argument")
+
+            @functools.wraps(function)
+            async def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+                bound = signature.bind(*args, **kwargs)
+                bound.apply_defaults()
+                arguments = dict(bound.arguments)
+                request: dict[str, Any] = {"arguments": arguments}
+                if prompt is not None:
+                    request["prompt"] = arguments.pop(prompt)
+                found = await self.get_or_create(
+                    request,
+                    lambda: function(*args, **kwargs),
+                    producer=name,
+                    store_if=store_if,
+                    **options,
+                )
+                value: _T = found.value
+                return value
+
+            return call
+
+        return decorate
+
+    async def explain(self, prompt: Prompt, **options: Any) -> Explanation:
+        """Return how *prompt* would be answered now, and why. Nothing is asked, stored or counted.
+
+        Takes the arguments of `chat`. An embedding and up to seven round trips. What it returns
+        holds prompts.
+
+        Raises:
+            InvalidRequest: the request can never work.
+            EmbedderError: the embedder failed.
+            StoreError: Redis failed.
+        """
+        call, request = self._plan(prompt, options)
+        await self.open()
+        return await explain(
+            call,
+            request,
+            config=self.config,
+            keys=self._keys,
+            exact=self._exact,
+            semantic=self._semantic,
+            now_s=self._clock(),
+        )
 
     # ------------------------------------------------------------------ the layers on their own
 
@@ -340,12 +481,12 @@ class LLMCache:
             InvalidRequest: the request can never work.
             StoreError: Redis failed, or the stored bytes are not an entry.
         """
-        call = self._plan(prompt, options)
+        call, _ = self._plan(prompt, options)
         await self.open()
         found = await self._exact.lookup(call.digest)
         if found.corrupt is not None:
             raise found.corrupt
-        return None if found.entry is None else self._exact_reply(call.digest, found.entry)
+        return None if found.entry is None else self._reply(exact_end(call.digest, found.entry))
 
     async def store_exact(
         self, prompt: Prompt, answer: str | ChatCompletion | Mapping[str, Any], **options: Any
@@ -359,7 +500,7 @@ class LLMCache:
             NotStorable: the answer is not complete, or too large.
             StoreError: Redis failed.
         """
-        call = self._plan(prompt, options)
+        call, _ = self._plan(prompt, options)
         await self.open()
         return await self._store_given(call, answer, place=None)
 
@@ -378,7 +519,7 @@ class LLMCache:
         """
         place, _ = await self._place(prompt, vector, options)
         hit = None if place is None else await self._semantic.lookup(place)
-        return None if hit is None else self._reply(_semantic_end(hit))
+        return None if hit is None else self._reply(semantic_end(hit))
 
     async def store_semantic(
         self,
@@ -411,6 +552,10 @@ class LLMCache:
         """
         return _statistics(self._counters.local)
 
+    def not_stored(self) -> dict[str, int]:
+        """Return how many answers this process served but did not store, by reason."""
+        return dict(self._refusals)
+
     async def server_stats(self) -> dict[str, Any]:
         """Return what `stats` does for all workers together, and what Redis holds.
 
@@ -435,31 +580,32 @@ class LLMCache:
 
     # ------------------------------------------------------------------ steps
 
-    def _plan(self, prompt: Prompt, params: dict[str, Any]) -> Call:
-        """Return the call; *params* holds the options of `chat` too."""
-        if self._is_closed:
-            raise CacheClosed("this cache was closed; make a new one")
-        if params.get("stream"):
-            raise InvalidRequest("stream=True is not supported here")
-        options: Any = {name: params.pop(name) for name in OPTIONS & params.keys()}
-        return plan(
+    def _plan(
+        self, prompt: Prompt, arguments: dict[str, Any], upstream: Upstream | None = None
+    ) -> tuple[Call, ChatRequest]:
+        """Return the call; *arguments* holds the options of `chat` and the model's parameters."""
+        self._refuse_closed()
+        upstream = self._upstream if upstream is None else upstream
+        options: Any = {name: arguments.pop(name) for name in CHAT_OPTIONS & arguments.keys()}
+        return plan_chat(
             prompt,
             config=self.config,
-            base_url=self._upstream.base_url,
-            params=params,
+            base_url=upstream.base_url,
+            defaults=upstream.defaults,
+            params=arguments,
             **options,
         )
 
     async def _place(
         self, prompt: Prompt, vector: Sequence[float] | None, options: dict[str, Any]
     ) -> tuple[Place | None, Call]:
-        call = self._plan(prompt, options)
-        if call.request.text is None:
+        call, _ = self._plan(prompt, options)
+        if call.text is None:
             raise InvalidRequest("the semantic layer compares the last message, a user's turn")
         if not call.semantic:
             raise ConfigurationError("the semantic layer is switched off (semantic=False)")
         await self.open()
-        return await self._semantic.locate(call.request.text, call.scope, vector=vector), call
+        return await self._semantic.locate(call.text, call.scope, vector=vector), call
 
     async def _store_given(
         self,
@@ -468,9 +614,9 @@ class LLMCache:
         *,
         place: Place | None,
     ) -> str:
-        completion = as_completion(answer, call.request.model)
-        found: Lookup = await self._exact.lookup(call.digest)
-        refusal = await self._store(call, completion, epoch=found.epoch, place=place)
+        completion = as_completion(answer, call.model)
+        found = await self._exact.lookup(call.digest)
+        refusal = await self._engine.store(call, completion, epoch=found.epoch, place=place)
         if refusal is not None:
             raise NotStorable(f"this answer is not stored: {refusal}")
         return self._keys.answer(call.digest)
@@ -479,51 +625,49 @@ class LLMCache:
         if not self._is_open:
             await self.open()
 
-    def _exact_reply(self, digest: str, entry: Entry) -> ChatReply:
-        origin = None if entry.origin is None else self._keys.answer(entry.origin)
-        return ChatReply(
-            status=CacheStatus.EXACT,
-            key=origin or self._keys.answer(digest),
-            data=entry.completion,
-            similarity=entry.similarity,
-            age_s=max(0.0, self._clock() - entry.created_s),
-            origin=origin,
-        )
+    def _refuse_closed(self) -> None:
+        if self._is_closed:
+            raise CacheClosed("this cache was closed; make a new one")
 
-    def _reply(self, filled: _Filled, *, is_shared: bool = False) -> ChatReply:
-        age_s = 0.0 if filled.created_s is None else max(0.0, self._clock() - filled.created_s)
-        return ChatReply(
-            status=filled.status,
-            key=None if filled.digest is None else self._keys.answer(filled.digest),
-            data=filled.completion,
-            similarity=filled.similarity,
-            age_s=age_s,
-            shared=is_shared,
-            reason=filled.reason,
-        )
+    def _reply(self, answered: Answered) -> ChatReply:
+        return ChatReply(data=answered.answer, **self._info(answered))
 
-    def _failed(self, operation: str, error: Exception) -> str:
-        """Tell the hooks that a dependency failed, and return the reason to give the caller."""
-        dependency = "embedder" if isinstance(error, EmbedderError) else "redis"
-        emit(self._hooks, DependencyFailed(dependency, operation, error))
-        return dependency
+    def _info(self, answered: Answered) -> dict[str, Any]:
+        """Return what `CacheInfo` and its kin say of *answered*."""
+        key = None if answered.digest is None else self._keys.answer(answered.digest)
+        created_s = answered.created_s
+        return {
+            "status": answered.status,
+            "key": key,
+            "similarity": answered.similarity,
+            "age_s": 0.0 if created_s is None else max(0.0, self._clock() - created_s),
+            "origin": key if answered.is_alias else None,
+            "shared": answered.is_shared,
+            "reason": answered.reason,
+        }
 
-    def _note(self, call: Call, reply: ChatReply, duration_s: float) -> None:
-        self._counters.add(reply.status)
-        if reply.status in _HITS and reply.usage is not None:
+    def _note(
+        self, call: Call, info: CacheInfo, usage: Mapping[str, Any] | None, started_s: float
+    ) -> None:
+        self._counters.add(info.status)
+        if info.status in _HITS and usage:
             for kind in ("prompt_tokens", "completion_tokens"):
-                self._counters.add(f"{kind}_saved", int(reply.usage.get(kind) or 0))
-        emit(
-            self._hooks,
+                self._counters.add(f"{kind}_saved", int(usage.get(kind) or 0))
+        self._tell(
             CallEnded(
-                status=reply.status,
-                model=call.request.model,
+                status=info.status,
+                model=call.model,
                 tenant=call.tenant,
-                duration_s=duration_s,
-                similarity=reply.similarity,
-                reason=reply.reason,
-            ),
+                duration_s=time.perf_counter() - started_s,
+                similarity=info.similarity,
+                reason=info.reason,
+            )
         )
+
+    def _tell(self, event: Event) -> None:
+        if isinstance(event, StoreSkipped):
+            self._refusals[event.reason] += 1
+        emit(self._hooks, event)
 
     async def _flush_forever(self) -> None:
         while True:
@@ -534,7 +678,7 @@ class LLMCache:
         try:
             await self._counters.flush()
         except StoreError as error:
-            self._failed("stats", error)
+            self._tell(DependencyFailed("redis", "stats", error))
 
     async def _stop_flusher(self) -> None:
         if self._flusher is not None:
@@ -543,18 +687,16 @@ class LLMCache:
         await self._flush()
 
 
-def _semantic_end(hit: SemanticHit) -> _Filled:
-    return _Filled(
-        CacheStatus.SEMANTIC,
-        hit.candidate.digest,
-        hit.entry.completion,
-        created_s=hit.entry.created_s,
-        similarity=hit.candidate.similarity,
-    )
-
-
 def _statistics(counts: Mapping[str, int]) -> dict[str, Any]:
     by_status = {str(status): counts.get(status, 0) for status in CacheStatus}
     hits = sum(by_status[status] for status in _HITS)
     looked = hits + by_status[CacheStatus.MISS]
     return {**by_status, "hit_rate": round(hits / looked, 3) if looked else 0.0}
+
+
+def _text_of(chunk: ChatCompletionChunk) -> str:
+    """Return the text that *chunk* adds to the first choice."""
+    for choice in chunk.choices or ():
+        if choice.index == 0 and choice.delta is not None:
+            return choice.delta.content or ""
+    return ""

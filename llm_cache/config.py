@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from llm_cache.errors import ConfigurationError
+
+BypassPolicy = Callable[[Mapping[str, Any]], bool]
 
 DEFAULT_REDIS_URL = "redis://localhost:6379"
 DEFAULT_MODEL = "gpt-4o-mini"
@@ -67,6 +71,14 @@ class CacheConfig:
     store_prompts: bool = True
     """Whether prompt texts are kept beside their vectors. Guards need them."""
 
+    single_flight: bool = True
+    """Whether callers of one request, in all processes, wait for one answer of the model."""
+    bypass: BypassPolicy | None = None
+    """Asked before each call, with the request as a mapping; where it says yes, the cache neither
+    looks nor stores. `lambda request: request.get("temperature", 0) > 1`, for instance."""
+    replay_chunks_per_s: float | None = None
+    """Speed at which streams are replayed from the cache; `None` for as fast as can be."""
+
     max_prompt_chars: int = 1_000_000
     """A request whose text is longer is refused."""
     max_entry_bytes: int = 1_048_576
@@ -104,8 +116,16 @@ class CacheConfig:
                 " set guards=False as well, or keep the prompts"
             )
         if self.upstream_id == "":
-            raise ConfigurationError("upstream_id must name a service, or be None for its base URL")
+            raise ConfigurationError("upstream_id must be a name, or None for the base URL")
         check_ttl(self.ttl_s, "ttl_s")
+        if self.bypass is not None and not callable(self.bypass):
+            raise ConfigurationError("bypass must be a function of the request, or None")
+        if self.replay_chunks_per_s is not None and not (
+            is_number(self.replay_chunks_per_s) and self.replay_chunks_per_s > 0
+        ):
+            raise ConfigurationError(
+                f"replay_chunks_per_s must be above 0, or None; got {self.replay_chunks_per_s!r}"
+            )
         if self.similarity_threshold is not None:
             check_threshold(self.similarity_threshold, "similarity_threshold")
         for name in ("max_prompt_chars", "max_entry_bytes", "max_connections"):

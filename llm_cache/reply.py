@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from llm_cache._core.types import CacheStatus, Completion
 
 if TYPE_CHECKING:
     from openai.types.chat import ChatCompletion
 
+_T = TypeVar("_T")
+_U = TypeVar("_U")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChatReply:
-    """An answer and how it was come by. Unpacks into `(text, status)`."""
+class CacheInfo:
+    """How an answer was come by."""
 
     status: CacheStatus
     """How the call ended."""
-    key: str | None
+    key: str | None = None
     """Redis key of the entry the answer is stored under; `None` when it is not stored. For an
     answer that was promoted from a semantic hit, the key of the original."""
-    data: Completion = field(repr=False)
-    """The completion as JSON, as the provider sent it."""
     similarity: float | None = None
     """Cosine similarity between this prompt and the one that was answered; `None` unless the
     answer came, now or when it was promoted, through the semantic layer."""
@@ -34,6 +35,14 @@ class ChatReply:
     """Whether another call, under way at the same time, asked the model for this one too."""
     reason: str | None = None
     """Why the call was bypassed (`redis`, `embedder`, …), or why its answer was not stored."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatReply(CacheInfo):
+    """An answer and how it was come by. Unpacks into `(text, status)`."""
+
+    data: Completion = field(repr=False)
+    """The completion as JSON, as the provider sent it."""
 
     @property
     def text(self) -> str:
@@ -57,3 +66,102 @@ class ChatReply:
         """Yield text and status."""
         yield self.text
         yield self.status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CachedValue(CacheInfo):
+    """What a producer returned, now or before. Unpacks into `(value, status)`."""
+
+    value: Any = field(repr=False)
+    """The value, as the JSON it was stored as."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield value and status."""
+        yield self.value
+        yield self.status
+
+
+class ChatStream(Generic[_T]):
+    """An answer that arrives in pieces. Iterate it once; `async with`, or `aclose()`, to leave.
+
+    Whoever leaves before the end costs the others nothing; when the last one leaves, the model's
+    stream is closed and nothing is stored.
+    """
+
+    def __init__(
+        self,
+        info: CacheInfo,
+        pieces: AsyncIterator[_T],
+        *,
+        leave: Callable[[], None] | None = None,
+        final: Callable[[], CacheInfo] | None = None,
+        response: Any = None,
+    ) -> None:
+        self._info = info
+        self._pieces = pieces
+        self._leave = leave
+        self._final = final
+        self.response = response
+        """The SDK's HTTP response of a stream that comes from the model; `None` for a replay."""
+
+    @property
+    def info(self) -> CacheInfo:
+        """How the answer is come by. Once a fresh stream has ended, with the key it is under."""
+        return self._info
+
+    @property
+    def status(self) -> CacheStatus:
+        """How the call ended."""
+        return self._info.status
+
+    def map(self, function: Callable[[_T], _U]) -> ChatStream[_U]:
+        """Return this stream with *function* applied to each piece, without what gives nothing."""
+
+        async def pieces() -> AsyncIterator[_U]:
+            async for piece in self:
+                mapped = function(piece)
+                if mapped:
+                    yield mapped
+
+        return ChatStream(
+            self._info,
+            pieces(),
+            leave=self._depart,
+            final=lambda: self.info,
+            response=self.response,
+        )
+
+    def __aiter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    async def __anext__(self) -> _T:
+        """Return the next piece as soon as it is there."""
+        try:
+            return await anext(self._pieces)
+        except StopAsyncIteration:
+            if self._final is not None:
+                self._info = self._final()
+            self._depart()
+            raise
+        except BaseException:
+            # An error of the model, or the caller was cancelled: over in any case.
+            self._depart()
+            raise
+
+    async def aclose(self) -> None:
+        """Leave. Does nothing after the end."""
+        self._depart()
+
+    async def __aenter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Leave."""
+        await self.aclose()
+
+    def _depart(self) -> None:
+        leave, self._leave = self._leave, None
+        if leave is not None:
+            leave()

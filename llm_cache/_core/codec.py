@@ -31,7 +31,7 @@ def encode_entry(entry: Entry, digest: str) -> bytes:
         "created": entry.created_s,
         "stamp": entry.stamp,
         "model": entry.model,
-        "answer": entry.completion,
+        "answer": entry.answer,
     }
     optional = {
         "tenant": entry.tenant,
@@ -60,7 +60,7 @@ def decode_entry(blob: bytes, digest: str) -> Entry | None:
     try:
         body = json.loads(blob[_HEADER_BYTES:].decode())
         return Entry(
-            completion=_checked(body["answer"], dict),
+            answer=body["answer"],
             created_s=_checked(body["created"], (int, float)),
             stamp=_checked(body["stamp"], str),
             model=_checked(body["model"], str),

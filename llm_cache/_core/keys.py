@@ -6,8 +6,6 @@ from base64 import b32encode
 from dataclasses import dataclass
 from hashlib import sha256
 
-from llm_cache._core.types import ChatRequest
-
 SCHEMA = b"llm_cache/1"
 """Version of the key schema; part of every digest."""
 DIGEST_CHARS = 32
@@ -15,9 +13,16 @@ DIGEST_CHARS = 32
 
 
 def identify(
-    request: ChatRequest, *, tenant: str | None, cache_version: str, normalization: str
+    frame: bytes,
+    normalized: str,
+    *,
+    tenant: str | None,
+    cache_version: str,
+    normalization: str,
 ) -> tuple[str, str]:
-    """Return the digest of *request*, and the scope within which its answer may be shared.
+    """Return the digest of a request, and the scope within which its answer may be shared.
+
+    The request is given by its *frame* and its *normalized* text.
 
     The digest is over everything the model could see. The scope is over the same without the
     compared text; requests of one scope differ in nothing else.
@@ -29,9 +34,9 @@ def identify(
         *(() if tenant is None else (tenant.encode(),)),
         b"version",
         cache_version.encode(),
-        request.frame,
+        frame,
     )
-    digest = _sha256(b"key", scope, normalization.encode(), request.normalized.encode())
+    digest = _sha256(b"key", scope, normalization.encode(), normalized.encode())
     return _text(digest), _text(scope)
 
 

@@ -1,21 +1,25 @@
 """The word lists behind the guards, loaded once per language when first asked for.
 
-The lists are data (`llm_cache/_data/guards/<language>/*.txt`): one entry a line, `#` and a blank start
-a comment. Another language is another folder.
+The lists are data (`llm_cache/_data/guards/<language>/*.txt`): one entry a line, `#` and a blank
+start a comment. Another language is another folder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cache
 from importlib.resources import files
+from types import MappingProxyType
 from typing import Final
 
 
 class Kind(IntEnum):
-    """What a word does in a prompt, and so how a difference in it is judged."""
+    """What a word does in a prompt, and so how a difference in it is judged.
+
+    Up to `NEGATOR` they are function words; from `WEAK` on words with a meaning of their own.
+    """
 
     GLUE = 0  # nothing: dropped
     FRAME = 1  # auxiliaries and pronouns: one is as good as another
@@ -30,8 +34,13 @@ class Kind(IntEnum):
     NAME = 10  # content that names one thing
 
 
-Entry = tuple[Kind, str]
+# How an expression goes on behind its first word, and the words that stand for it.
 Phrase = tuple[tuple[str, ...], tuple[str, ...]]
+# The expressions that begin with a word, by their second word, longest first.
+Phrases = Mapping[str, tuple[Phrase, ...]]
+# Kind and canonical form of a word, and what begins with it.
+Entry = tuple[Kind, str, Phrases]
+NO_PHRASES: Final[Phrases] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +63,11 @@ class Lexicon:
     symmetric: frozenset[str]
     directed: frozenset[str]
     auxiliaries: frozenset[str]
-    phrases: Mapping[str, tuple[Phrase, ...]]
     questions: Mapping[tuple[str, str], str]
     numbers: Mapping[str, str]
+    negated: Mapping[str, str]
+    unknowing: frozenset[str]
+    failures: frozenset[str]
 
     def entry(self, word: str) -> Entry:
         """Kind and canonical form of a lower-case word, known or not."""
@@ -66,8 +77,8 @@ class Lexicon:
         stemmed = stem(word)
         canonical = self.classes.get(stemmed, stemmed)
         if canonical in self.weak:
-            return Kind.WEAK, canonical
-        return (Kind.NAME if canonical in self.names else Kind.CONTENT), canonical
+            return Kind.WEAK, canonical, NO_PHRASES
+        return (Kind.NAME if canonical in self.names else Kind.CONTENT), canonical, NO_PHRASES
 
 
 @cache
@@ -85,6 +96,8 @@ def load(language: str = "en") -> Lexicon:
 _VOWELS: Final = frozenset("aeiouy")
 # Longer than this is no word; stemming it would only cost time.
 _LONGEST_WORD: Final = 40
+# Not the plurals that they look like.
+_UNINFLECTED: Final = frozenset(("news", "windows"))
 # Longest first: an ending, what takes its place, and how many letters must stand before it.
 _ENDINGS: Final = (
     ("ization", "is", 3),
@@ -103,10 +116,10 @@ _ENDINGS: Final = (
     ("yz", "ys", 3),
     ("ion", "", 5),
     ("ate", "", 6),
-    ("tre", "ter", 3),
+    ("tre", "ter", 2),
+    ("tr", "ter", 3),
     ("at", "", 6),
     ("ly", "", 4),
-    ("ie", "y", 2),
 )
 _LAST_LETTERS: Final = frozenset(ending[-1] for ending, _, _ in _ENDINGS)
 
@@ -117,11 +130,14 @@ def stem(word: str) -> str:
     The key is for comparing, not for showing. Endings that change the meaning (-er, -able, -less)
     stay.
     """
-    if not 3 < len(word) <= _LONGEST_WORD:
+    if not 3 < len(word) <= _LONGEST_WORD or word in _UNINFLECTED:
         return word
     if word[-1] == "s":
         word = _singular(word)
-    word = _without_ending(_without_tense(word))
+    word = _without_tense(word)
+    if word.endswith("ie"):
+        word = word[:-2] + "y"
+    word = _without_ending(word)
     if len(word) > 3 and word[-1] == "e":
         word = word[:-1]
     if len(word) > 3 and word[-1] == word[-2]:
@@ -134,7 +150,9 @@ def _singular(word: str) -> str:
         return word[:-2]
     if word.endswith("ies"):
         return word[:-1]
-    return word if word[-2] in "sui" else word[:-1]
+    if word[-2] in "sui" or _VOWELS.isdisjoint(word):
+        return word
+    return word[:-1]
 
 
 def _without_tense(word: str) -> str:
@@ -176,21 +194,27 @@ class _Loader:
         for form in self._lemmas:
             if len(form) > 6:
                 self._classes.setdefault(stem(form), self._canonical(form))
-        self._entries: dict[str, Entry] = {}
-
-    def lexicon(self) -> Lexicon:
         names = (*self._words("names"), *self._words("places"))
         light = (*self._words("weak"), *self._words("verbs"), *self._words("units"))
-        weak = self._canonicals(light)
-        self._enter_stems((*self._lemmas, *self._words("synonyms"), *light), weak)
+        self._weak, self._names = self._canonicals(light), self._canonicals(names)
+        self._entries: dict[str, tuple[Kind, str]] = {}
+        for word in (*self._lemmas, *self._words("synonyms"), *light):
+            canonical = self._canonical(word)
+            self._entries[word] = Kind.WEAK if canonical in self._weak else Kind.CONTENT, canonical
         self._entries.update((name, (Kind.NAME, self._canonical(name))) for name in names)
         self._enter_closed_classes()
-        return Lexicon(
-            entries=self._entries,
+
+    def lexicon(self) -> Lexicon:
+        phrases = self._phrases()
+        listed: dict[str, Entry] = {
+            word: (*entry, phrases.pop(word, NO_PHRASES)) for word, entry in self._entries.items()
+        }
+        lexicon = Lexicon(
+            entries=listed,
             classes=self._classes,
-            weak=weak,
+            weak=self._weak,
             verbs=self._canonicals(self._words("verbs")),
-            names=self._canonicals(names),
+            names=self._names,
             units=self._canonicals(self._words("units")),
             antonyms=self._opposites("antonyms"),
             particles=self._opposites("particles"),
@@ -198,10 +222,24 @@ class _Loader:
             symmetric=self._canonical_tokens(self._words("symmetric")),
             directed=self._directed(),
             auxiliaries=frozenset(row[0].upper() for row in self._rows("frame")),
-            phrases=self._phrases(),
             questions=self._questions(),
             numbers=dict(self._assigned("numbers")),
+            negated={self._canonical(w): other for w, other in self._assigned("negated")},
+            unknowing=self._canonicals(self._words("unknowing")),
+            failures=self._canonicals(self._words("failures")),
         )
+        others: dict[str, Entry] = {
+            word: (Kind.NUMBER, word, ways)
+            if word.isdecimal()
+            else (*lexicon.entry(word)[:2], ways)
+            for word, ways in phrases.items()
+        }
+        same = {
+            word: lexicon.entry(other)
+            for word, other in self._definitions("phrases")
+            if " " not in word
+        }
+        return replace(lexicon, entries=listed | others | same)
 
     # what stands in a file
 
@@ -246,33 +284,30 @@ class _Loader:
             [name if kind < Kind.WEAK else self._canonical(w) for w, (kind, name) in entries]
         )
 
-    # entries
-
-    def _enter_stems(self, words: Iterable[str], weak: frozenset[str]) -> None:
-        for word in words:
-            canonical = self._canonical(word)
-            self._entries[word] = Kind.WEAK if canonical in weak else Kind.CONTENT, canonical
+    # words that are taken as they stand
 
     def _enter_closed_classes(self) -> None:
-        """Words of these lists are taken as they stand; a later list has precedence."""
+        """Enter the function words, numbers and times; a later list has precedence."""
         for word, name in self._assigned("times"):
-            when = f"~{name[1:]}" if name[0] == "-" else f"@{name}"
-            self._entries[word] = Kind.TIME, when
+            self._entries[word] = Kind.TIME, _time(name)
         for word, value in self._assigned("numbers"):
             self._entries[word] = Kind.NUMBER, f"#{value.lstrip('~')}"
-        self._enter(Kind.FRAME, ([row[0].upper(), *row] for row in self._rows("frame")))
-        prepositions = ([row[0].lstrip("+"), *row[1:]] for row in self._rows("prepositions"))
-        self._enter(Kind.PREPOSITION, ([row[0].upper(), *row] for row in prepositions))
-        self._enter(Kind.CONNECTOR, ([row[0].upper(), *row] for row in self._rows("connectors")))
-        asking = {words.partition(" ")[0] for words, _ in self._definitions("questions")}
-        # "Which" and "what" ask the same.
-        same = {"which": "WHAT"}
-        self._enter(Kind.QUESTION, ([same.get(word, word.upper()), word] for word in asking))
-        self._enter(Kind.NEGATOR, (["NOT", *row] for row in self._rows("negators")))
-        self._enter(Kind.GLUE, ([row[0].upper(), *row] for row in self._rows("glue")))
+        self._enter(Kind.FRAME, "frame")
+        self._enter(Kind.PREPOSITION, "prepositions")
+        self._enter(Kind.CONNECTOR, "connectors")
+        for words, _ in self._definitions("questions"):
+            asking = words.partition(" ")[0]
+            # "Which" and "what" ask the same.
+            asked = "WHAT" if asking in ("which", "whats") else asking.upper()
+            self._entries[asking] = Kind.QUESTION, asked
+        self._enter(Kind.NEGATOR, "negators")
+        self._enter(Kind.GLUE, "glue")
 
-    def _enter(self, kind: Kind, rows: Iterable[list[str]]) -> None:
-        for canonical, *words in rows:
+    def _enter(self, kind: Kind, name: str) -> None:
+        for row in self._rows(name):
+            words = [word.removeprefix("+") for word in row]
+            # All negators do the same; of the other lists each line is a class.
+            canonical = "NOT" if kind is Kind.NEGATOR else words[0].upper()
             self._entries.update((word, (kind, canonical)) for word in words)
 
     # what the guards look up
@@ -298,21 +333,27 @@ class _Loader:
             for first, _, second in [words.partition(" ")]
         }
 
-    def _phrases(self) -> dict[str, tuple[Phrase, ...]]:
-        found: dict[str, list[Phrase]] = {}
+    def _phrases(self) -> dict[str, Phrases]:
+        found: dict[str, dict[str, tuple[Phrase, ...]]] = {}
         for left, right in (*self._definitions("phrases"), *self._periods()):
-            first, *rest = left.split()
-            found.setdefault(first, []).append((tuple(rest), tuple(right.split())))
-        return {
-            first: tuple(sorted(ways, key=lambda way: -len(way[0])))
-            for first, ways in found.items()
-        }
+            first, *tail = left.split()
+            if tail:
+                ways = found.setdefault(first, {})
+                way = tuple(tail), tuple(right.split())
+                longest_first = sorted((*ways.get(tail[0], ()), way), key=lambda w: -len(w[0]))
+                ways[tail[0]] = tuple(longest_first)
+        return dict(found)
 
     def _periods(self) -> Iterator[tuple[str, str]]:
         """Every "last week" and "next monday", as a phrase that stands for one time."""
         rows = list(self._assigned("periods"))
         for modifier, name in rows:
             for period in (word for word, value in rows if name and not value):
-                when = f"~{name[1:]}-{period}" if name[0] == "-" else f"@{name}-{period}"
+                when = _time(f"{name}-{period}")
                 self._entries[when] = Kind.TIME, when
                 yield f"{modifier} {period}", when
+                yield f"{modifier} {period}'s", when
+
+
+def _time(name: str) -> str:
+    return f"~{name[1:]}" if name[0] == "-" else f"@{name}"

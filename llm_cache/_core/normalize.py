@@ -60,6 +60,7 @@ def normalize(
     system: Any,
     params: Mapping[str, Any],
     base_url: str,
+    defaults: Mapping[str, Mapping[str, Any]] | None = None,
     normalization: Normalization = Normalization.WHITESPACE,
     max_chars: int = 1_000_000,
 ) -> ChatRequest:
@@ -71,6 +72,7 @@ def normalize(
         system: System message to put before a plain prompt; `None` for none.
         params: Everything else the model is called with.
         base_url: Where the model is; part of the frame.
+        defaults: `extra_headers` and `extra_query` that the client sends with every request.
         normalization: How the compared text is folded for the exact key.
         max_chars: Most characters the texts of all messages may have together.
 
@@ -85,7 +87,9 @@ def normalize(
     _check_size(messages, max_chars)
     folded = [_fold_message(message, i) for i, message in enumerate(messages)]
     texts = _cut_texts(folded)
-    frame = canonical.dump([base_url, model, folded, *_fold_params(sent)], "the request")
+    frame = canonical.dump(
+        [base_url, model, folded, *_fold_params(sent, defaults or {})], "the request"
+    )
     return ChatRequest(
         model=model,
         messages=messages,
@@ -94,6 +98,58 @@ def normalize(
         text="\n".join(texts) if texts else None,
         normalized=_join([fold_text(text, normalization) for text in texts]),
     )
+
+
+def frame_value(
+    request: Mapping[str, Any], *, producer: str, normalization: Normalization
+) -> tuple[bytes, str | None, str]:
+    """Return frame, compared text and normalised text of a request in anybody's own shape.
+
+    What is compared is the text of the last entry of `messages` if that is a user's, as the APIs
+    of Anthropic, Ollama and others have it, or else the text under `prompt`. A request with
+    neither is only ever found exactly.
+
+    Raises:
+        InvalidRequest: the request is not JSON.
+    """
+    if not isinstance(request, Mapping):
+        raise InvalidRequest("the request must be a mapping")
+    folded = canonical.fold(request, "the request")
+    texts = _cut_value_texts(folded)
+    frame = canonical.dump(["value", producer, folded], "the request")
+    text = "\n".join(texts) if any(text.strip() for text in texts) else None
+    return frame, text, _join([fold_text(text, normalization) for text in texts])
+
+
+def _cut_value_texts(folded: dict[str, Json]) -> list[str]:
+    """Take the compared texts out of *folded*, leaving holes, and return them."""
+    messages = folded.get("messages")
+    if isinstance(messages, list) and messages:
+        last = messages[-1]
+        return _cut_content(last) if isinstance(last, dict) and last.get("role") == "user" else []
+    if isinstance(folded.get("prompt"), str):
+        text: str = folded["prompt"]
+        folded["prompt"] = _HOLE
+        return [text]
+    return []
+
+
+def _cut_content(message: dict[str, Json]) -> list[str]:
+    """Take the texts out of the content of *message*, leaving holes, and return them."""
+    content = message.get("content")
+    if isinstance(content, str):
+        message["content"] = _HOLE
+        return [content]
+    texts = []
+    for part in content if isinstance(content, list) else ():
+        if (
+            isinstance(part, dict)
+            and part.get("type") == "text"
+            and isinstance(part.get("text"), str)
+        ):
+            texts.append(part["text"])
+            part["text"] = _HOLE
+    return texts
 
 
 def fold_text(text: str, normalization: Normalization) -> str:
@@ -138,12 +194,21 @@ def _message(message: Any, index: int) -> dict[str, Json]:
     as_json = message if isinstance(message, Mapping) else canonical.to_json(message)
     if not isinstance(as_json, Mapping):
         raise InvalidRequest(f"messages[{index}] must be a mapping with a role and a content")
-    if as_json.get("role") not in _ROLES:
+    role = as_json.get("role")
+    if not isinstance(role, str) or role not in _ROLES:
         raise InvalidRequest(
-            f"messages[{index}].role must be one of {', '.join(sorted(_ROLES))};"
-            f" got {as_json.get('role')!r:.40}"
+            f"messages[{index}].role must be one of {', '.join(sorted(_ROLES))}; got {role!r:.40}"
         )
+    _check_tool_calls(as_json.get("tool_calls"), f"messages[{index}].tool_calls")
     return dict(as_json)
+
+
+def _check_tool_calls(calls: Any, where: str) -> None:
+    if not isinstance(calls, list | tuple):
+        return
+    ids = [call["id"] for call in calls if isinstance(call, Mapping) and "id" in call]
+    if any(call_id in ids[:i] for i, call_id in enumerate(ids)):
+        raise InvalidRequest(f"{where} has two calls of the same id")
 
 
 def _fold_message(message: dict[str, Json], index: int) -> dict[str, Json]:
@@ -177,24 +242,14 @@ def _cut_texts(folded: list[dict[str, Json]]) -> list[str]:
     if last["role"] != "user":
         return []
     content = last.get("content")
-    if isinstance(content, str):
-        if not content.strip():
-            raise InvalidRequest("the prompt is empty")
-        last["content"] = _HOLE
-        return [content]
-    if not content:
-        raise InvalidRequest("the prompt is empty")
-    texts = []
-    for part in content:
-        if part["type"] == "text":
-            texts.append(part["text"])
-            part["text"] = _HOLE
-    if texts and not any(text.strip() for text in texts) and len(texts) == len(content):
+    texts = _cut_content(last)
+    is_text_alone = isinstance(content, str) or not content or len(texts) == len(content)
+    if is_text_alone and not any(text.strip() for text in texts):
         raise InvalidRequest("the prompt is empty")
     return texts
 
 
-def _fold_params(sent: Mapping[str, Any]) -> list[Json]:
+def _fold_params(sent: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]]) -> list[Json]:
     """Return the rest of the request body, the headers and the query that the model could see.
 
     The SDK lays `extra_body` over the body, so a parameter given there is the same parameter.
@@ -205,15 +260,15 @@ def _fold_params(sent: Mapping[str, Any]) -> list[Json]:
         if name not in _TRANSPORT_PARAMS and name not in _EXTRAS
     }
     extra = {name: _mapping(sent.get(name), name) for name in _EXTRAS}
+    given = [*defaults.get("extra_headers", {}).items(), *extra["extra_headers"].items()]
     headers = {
-        name.lower(): value
-        for name, value in extra["extra_headers"].items()
-        if name.lower() not in _TRANSPORT_HEADERS
+        name.lower(): value for name, value in given if name.lower() not in _TRANSPORT_HEADERS
     }
+    query = {**defaults.get("extra_query", {}), **extra["extra_query"]}
     return [
         canonical.fold({**body, **extra["extra_body"]}, "the request"),
         canonical.fold(headers, "extra_headers"),
-        canonical.fold(extra["extra_query"], "extra_query"),
+        canonical.fold(query, "extra_query"),
     ]
 
 

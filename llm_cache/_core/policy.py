@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from llm_cache._core.types import Completion, Entry, Json
+
+StoreIf = Callable[[Any], bool]
+"""A caller's own rule: whether an answer may be stored."""
 
 _COMPLETE = frozenset({"stop", "tool_calls", "function_call"})
 
@@ -26,6 +30,8 @@ class Refusal(StrEnum):
     """Any other reason to finish, or none."""
     TOO_LARGE = "too_large"
     """More bytes than `max_entry_bytes`."""
+    NOT_WANTED = "not_wanted"
+    """The caller's own rule (`store_if`) said no."""
 
 
 _CUT = {"length": Refusal.LENGTH, "content_filter": Refusal.CONTENT_FILTER}
@@ -55,6 +61,13 @@ def _choice_refusal(choice: Json) -> Refusal | None:
     message = choice["message"]
     said = (message.get(name) for name in ("content", "tool_calls", "function_call", "refusal"))
     return None if any(said) else Refusal.EMPTY
+
+
+def value_refusal(value: Json, store_if: StoreIf | None) -> Refusal | None:
+    """Return why a producer's *value* must not be stored, or `None` when it may be."""
+    if value is None:
+        return Refusal.EMPTY
+    return None if store_if is None or store_if(value) else Refusal.NOT_WANTED
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
@@ -16,21 +16,17 @@ from llm_cache._core.lexicon import Kind, Lexicon, Phrase, load
 class Signature:
     """What the guards need to know of a prompt, in place of its text.
 
-    Bounded whatever the length of the prompt: of what stands behind the first words there is only a
-    digest. Every field but `rest` could be kept as hashes of its words.
+    Bounded whatever the length of the prompt: of what stands behind the first words there is only
+    a digest. Words are compared and looked up, never shown, so hashes could stand for them.
     """
 
     tokens: tuple[str, ...]
     """All words in order, canonical: function words in capitals, `#` before numbers, `@` and `~`
     before times."""
-    words: tuple[str, ...]
-    """Those of `tokens` that are no function words."""
-    initials: str
-    """First letter of each of `words` as it was written."""
     numbers: tuple[str, ...]
     """Sorted, with the operators between them; `~` marks number words that may be mere grammar."""
     names: frozenset[str]
-    """Those of `words` that name something."""
+    """Those of `tokens` that name something."""
     roles: frozenset[tuple[str, str]]
     """Prepositions with the words they govern."""
     asks: frozenset[str]
@@ -51,24 +47,32 @@ def analyse(text: str) -> Signature:
     return reader.signature(unread)
 
 
+# As plain numbers, because members of an enumeration are slow to look up.
+_GLUE: Final = int(Kind.GLUE)
+_FRAME: Final = int(Kind.FRAME)
+_NEGATOR: Final = int(Kind.NEGATOR)
+_WEAK: Final = int(Kind.WEAK)
+_NAME: Final = int(Kind.NAME)
+
 # No embedder compares longer prompts as a whole; what is behind must be equal to the letter.
 _READ_CHARS: Final = 16_384
 _READ_TOKENS: Final = 512
 # A longer "word" is a key, a URL or base64: its digest stands for it.
 _WORD_CHARS: Final = 40
 
-_TOKEN: Final = re.compile(
-    r"""
-      (?<![^\W_])[cCfF](?:\+\+|\#)                          # C++, C#
-    | (?<!\w)(?:[^\W\d_]\.)+[^\W\d_](?!\w)\.?               # U.S., p.m.
-    | [^\W\d_]+(?:'[^\W\d_]+|\.(?:js|net)(?!\w))*           # words, isn't, Node.js
+_PATTERN: Final = r"""
+      {letter}{letter}+(?:'{letter}+|\.(?:js|net)(?!\w))*    # words, isn't, Node.js
+    | [cCfF](?:\+\+|\#)                                      # C++, C#
+    | (?:{letter}\.)+{letter}(?!\w)\.?                       # U.S., p.m.
+    | {letter}(?:'{letter}+)*                                # a, I'm
     | \d+(?:[.,:]\d+)*                                      # 1,000.5  19:30  3.11.4
     | [.!?;:\n"“(]                                          # what follows may be capitalised
     | [$€£¥₹%&]
-    | [+*^=<>×÷](?=\s?\d) | (?<![^\W\d_])[-−/](?=\s?\d)     # operators
-    """,
-    re.VERBOSE,
-)
+    | [+*^=<>×÷](?=\s?\d) | (?<!{letter})[-−/](?=\s?\d)    # operators
+"""
+_TOKEN: Final = re.compile(_PATTERN.format(letter=r"[^\W\d_]"), re.VERBOSE)
+# The same, at half the cost, for the many prompts that are ASCII.
+_ASCII_TOKEN: Final = re.compile(_PATTERN.format(letter="[a-zA-Z]"), re.VERBOSE | re.ASCII)
 _BREAKS: Final = frozenset('.!?;:\n"“(')
 _OPERATORS: Final = {"×": "*", "÷": "/", "−": "-"} | {sign: sign for sign in "+-*/^=<>"}
 _OPERATOR_WORDS: Final = {"plus": "+", "minus": "-", "times": "*", "divided": "/"}
@@ -98,6 +102,7 @@ _SHORT_UNITS: Final = {
     "c": "celsius",
     "f": "fahrenheit",
 }
+_HALVES_OF_A_DAY: Final = frozenset(("am", "pm", "a.m", "p.m", "a.m.", "p.m."))
 _TENS: Final = frozenset(("20", "30", "40", "50", "60", "70", "80", "90"))
 _DIGITS: Final = frozenset("123456789")
 _ORDINAL_ENDINGS: Final = frozenset(("st", "nd", "rd", "th"))
@@ -113,6 +118,15 @@ _BEFORE_AN_INFINITIVE: Final = frozenset(
     ("how", "want", "need", "like", "able", "way", "going", "have", "used", "try", "best", "what")
 )
 _ELISIONS: Final = frozenset(("s", "m", "re", "ve", "d", "ll"))
+# How many words may stand between a negator and what it negates.
+_BETWEEN: Final = 4
+_CONTRACTED: Final = dict.fromkeys(("can't", "cant", "cannot"), "can") | dict.fromkeys(
+    ("won't", "wont"), "will"
+)
+# These negators do not belong to a verb.
+_INDEPENDENT: Final = frozenset(("without", "except", "excluding", "unless", "none", "nothing"))
+# What they stand for behind a function word; behind a noun "'s" means "of".
+_ELIDED: Final = {"s": "IS", "m": "IS", "re": "IS", "ve": "HAVE", "ll": "WILL"}
 # Capitals make names of these function words.
 _CAPITAL_NAMES: Final = {"US": "usa", "IT": "it", "WHO": "who"}
 # "Isn't it legal?" asks whether it is.
@@ -124,11 +138,12 @@ _RHETORICAL: Final = frozenset(
 def _tokens(text: str) -> tuple[list[str], bytes]:
     """The tokens to read, as they are written, and a digest of the text behind them."""
     read = text[:_READ_CHARS]
+    pattern = _ASCII_TOKEN
     if not read.isascii():
-        read = _composed(read)
+        read, pattern = _composed(read), _TOKEN
     if read.isupper():
         read = read.lower()
-    tokens: list[str] = _TOKEN.findall(read)
+    tokens: list[str] = pattern.findall(read)
     if len(text) <= _READ_CHARS and len(tokens) <= _READ_TOKENS:
         return tokens, b""
     unread = " ".join([*tokens[_READ_TOKENS:], *text[_READ_CHARS:].split()]).casefold()
@@ -150,25 +165,22 @@ class _Reader:
     """Walks over the tokens of one prompt and collects its signature."""
 
     __slots__ = (
-        "_asks", "_at", "_capitalised", "_governing", "_initial", "_initials", "_lexicon",
-        "_lower", "_names", "_negations", "_numbers", "_role", "_roles",
-        "_title", "_tokens", "_words", "_written",
+        "_asks", "_at", "_capitalised", "_governing", "_initial", "_lexicon", "_lower", "_names",
+        "_negations", "_numbers", "_role", "_roles", "_title", "_tokens", "_written",
     )  # fmt: skip
 
     def __init__(self, written: list[str], lexicon: Lexicon) -> None:
         self._lexicon = lexicon
         # Padded, so that the neighbours of any word can be looked at; `_at` is the next to read.
-        self._written = ("", *written, "", "")
-        self._lower = tuple([token.lower() for token in self._written])
+        self._written = ["", *written, "", ""]
+        self._lower = [token.lower() for token in self._written]
         self._at = 1
         self._tokens: list[str] = []
-        self._words: list[str] = []
-        self._initials: list[str] = []
         self._numbers: list[str] = []
-        self._names: set[str] = set()
-        self._capitalised: set[str] = set()
-        self._roles: set[tuple[str, str]] = set()
-        self._asks: set[str] = set()
+        self._names: list[str] = []
+        self._capitalised: list[str] = []
+        self._roles: list[tuple[str, str]] = []
+        self._asks: list[str] = []
         self._negations = 0
         # Whether a capital may be due to the place of the word, or to the prompt being a title.
         self._initial = True
@@ -178,22 +190,37 @@ class _Reader:
         self._governing = False
 
     def read(self) -> None:
-        lower, phrases = self._lower, self._lexicon.phrases
-        end = len(lower) - 2
-        while self._at < end:
-            word, written = lower[self._at], self._written[self._at]
-            self._at += 1
-            if word in phrases and self._phrase(phrases[word]):
+        entries = self._lexicon.entries
+        lower, written = self._lower, self._written
+        at, end = 1, len(lower) - 2
+        while at < end:
+            word = lower[at]
+            entry = entries.get(word)
+            at += 1
+            self._at = at
+            if entry is None:
+                self._unlisted(word, written[at - 1])
+                at = self._at
                 continue
-            self._word(word, written)
+            kind, canonical, phrases = entry
+            if lower[at] in phrases and self._phrase(phrases[lower[at]]):
+                at = self._at
+            elif kind >= _WEAK:
+                self._content(kind, canonical, word, written[at - 1])
+            elif kind <= _NEGATOR:
+                self._function(kind, canonical, word, written[at - 1])
+            elif kind == Kind.TIME:
+                self._place(canonical)
+            else:
+                self._number()
+                at = self._at
+            self._initial = False
 
     def signature(self, unread: bytes) -> Signature:
         # Where even function words are capitalised, capitals name nothing.
-        names = self._names if self._title else self._names | self._capitalised
+        names = self._names if self._title else self._names + self._capitalised
         return Signature(
             tokens=tuple(self._tokens),
-            words=tuple(self._words),
-            initials="".join(self._initials),
             numbers=tuple(sorted(self._numbers)),
             names=frozenset(names),
             roles=frozenset(self._roles),
@@ -203,52 +230,45 @@ class _Reader:
         )
 
     def _phrase(self, ways: tuple[Phrase, ...]) -> bool:
-        """Take in the longest of *ways* to go on that the text takes, if any."""
+        """Take in the first of *ways* to go on that the text takes, if any."""
         lower, at = self._lower, self._at
         for tail, instead in ways:
-            if lower[at : at + len(tail)] == tail:
+            if tuple(lower[at : at + len(tail)]) == tail:
                 self._at += len(tail)
                 for word in instead:
-                    self._word(word, word)
-                self._initial = False
+                    self._plain(word, word)
                 return True
         return False
 
-    def _word(self, word: str, written: str) -> None:
-        entry = self._lexicon.entries.get(word)
-        if entry is None:
-            self._unlisted(word, written)
-            return
-        kind, canonical = entry
-        if kind >= Kind.WEAK:
-            self._content(kind, canonical, written)
-        elif kind is Kind.NUMBER:
-            self._number()
-        elif kind is Kind.TIME:
-            self._place(canonical, word)
-        elif written != word and written in _CAPITAL_NAMES:
-            self._content(Kind.NAME, _CAPITAL_NAMES[written], written)
-        else:
+    def _plain(self, word: str, written: str) -> None:
+        """Take in *word* without looking at what follows."""
+        kind, canonical, _ = self._lexicon.entry(word)
+        if kind >= _WEAK:
+            self._content(kind, canonical, word, written)
+        elif kind <= _NEGATOR:
             self._function(kind, canonical, word, written)
-        self._initial = False
+        else:
+            self._place(canonical)
+            if kind == Kind.NUMBER:
+                self._numbers.append(self._lexicon.numbers[word])
 
     def _unlisted(self, word: str, written: str) -> None:
         first = word[0]
-        if first.isalpha():
-            self._open(word, written)
-            self._initial = False
-        elif first.isdecimal():
-            self._number()
-            self._initial = False
-        elif first in _BREAKS:
+        if first in _BREAKS:
             self._initial = True
             self._role = ""
+            return
+        if first.isdecimal():
+            self._number()
         elif first in _OPERATORS:
             self._operator(_OPERATORS[first])
         elif first in _CURRENCIES:
-            self._place(_CURRENCIES[first], word)
+            self._place(_CURRENCIES[first])
+        elif first in _SIGNS:
+            self._plain(_SIGNS[first], written)
         else:
-            self._word(_SIGNS[first], written)
+            self._open(word, written)
+        self._initial = False
 
     # function words
 
@@ -256,71 +276,115 @@ class _Reader:
         if self._governing:
             self._role = ""
             self._governing = False
-        if not self._initial and len(word) > 1 and written[0] != word[0]:
-            self._title = True
-        if kind is Kind.GLUE:
+        if written != word:
+            if written in _CAPITAL_NAMES:
+                self._content(Kind.NAME, _CAPITAL_NAMES[written], word, written)
+                return
+            if not self._initial and len(word) > 1:
+                self._title = True
+        if kind == _GLUE:
             return
+        if kind == _NEGATOR:
+            self._auxiliary(word)
+            if self._negates_nothing(word):
+                return
         self._tokens.append(canonical)
-        if kind is Kind.PREPOSITION:
+        if kind == _FRAME:
+            return
+        if kind == Kind.PREPOSITION:
             infinitive = word == "to" and self._lower[self._at - 2] in _BEFORE_AN_INFINITIVE
             self._role = "" if infinitive else canonical
-        elif kind is Kind.QUESTION:
+        elif kind == Kind.QUESTION:
             self._question(word)
-        elif kind is Kind.NEGATOR:
+        elif kind == _NEGATOR:
             self._negations += 1
+
+    def _auxiliary(self, word: str) -> None:
+        """Take in the "do" of a "don't"."""
+        base = _CONTRACTED.get(word) or word.removesuffix("n't").removesuffix("nt")
+        kind, canonical, _ = self._lexicon.entry(base)
+        if kind == _FRAME and base != word:
+            self._tokens.append(canonical)
+
+    def _negates_nothing(self, word: str) -> bool:
+        """Whether the negator just read is rhetorical, or makes another word of what it negates.
+
+        In that case the other word stands in its place from here on.
+        """
+        if self._initial and word in _RHETORICAL:
+            return True
+        if word in _INDEPENDENT:
+            return False
+        lexicon, lower, at = self._lexicon, self._lower, self._at
+        canonical = ""
+        for _ in range(_BETWEEN):
+            kind, canonical, _ = lexicon.entry(lower[at])
+            if kind > _FRAME and canonical != "TO":
+                break
+            at += 1
+        following = lexicon.entry(lower[at + 1])
+        if canonical in lexicon.unknowing:
+            return following[0] == Kind.QUESTION or following[1] == "IF"
+        other = lexicon.negated.get("through" if following[1] == "THROUGH" else canonical)
+        if other is not None:
+            lower[at] = self._written[at] = other
+        return other is not None
 
     def _question(self, word: str) -> None:
         questions = self._lexicon.questions
         kind = questions.get((word, self._lower[self._at])) or questions.get((word, ""), "-")
         if kind != "-":
-            self._asks.add(kind)
+            self._asks.append(kind)
 
     # words with a meaning
 
-    def _content(self, kind: Kind, canonical: str, written: str) -> None:
-        self._place(canonical, written)
-        if kind is Kind.NAME:
-            self._names.add(canonical)
-        elif not written.islower():
-            if len(written) > 1 and not written[1:].islower():
-                self._names.add(canonical)
-            elif not self._initial:
-                self._capitalised.add(canonical)
-
-    def _place(self, canonical: str, word: str) -> None:
+    def _content(self, kind: Kind, canonical: str, word: str, written: str) -> None:
         self._tokens.append(canonical)
-        self._words.append(canonical)
-        self._initials.append(word[0].lower())
         if self._role:
-            self._roles.add((self._role, canonical))
+            self._roles.append((self._role, canonical))
             self._governing = True
-    
+        if kind == _NAME:
+            self._names.append(canonical)
+        elif written != word:
+            if len(written) > 1 and not written[1:].islower():
+                self._names.append(canonical)
+            elif not self._initial:
+                self._capitalised.append(canonical)
+
+    def _place(self, canonical: str) -> None:
+        self._tokens.append(canonical)
+        if self._role:
+            self._roles.append((self._role, canonical))
+            self._governing = True
+
     def _open(self, word: str, written: str) -> None:
         """Take in a word that stands in no list: inflected, elided, a name, or unknown."""
         if "'" in word:
             self._elided(word, written)
         elif "." in word and not word.endswith((".js", ".net")):
-            self._word(word.replace(".", ""), written.replace(".", ""))
+            self._plain(word.replace(".", ""), written.replace(".", ""))
         elif word in _AMBIGUOUS_MONTHS:
             self._perhaps_month(word, written)
         elif len(word) > _WORD_CHARS:
-            self._place(_digest(word).hex(), word)
+            self._place(_digest(word).hex())
         else:
-            kind, canonical = self._lexicon.entry(word)
-            self._content(kind, canonical, written)
+            kind, canonical, _ = self._lexicon.entry(word)
+            self._content(kind, canonical, word, written)
 
     def _elided(self, word: str, written: str) -> None:
         if word.endswith("n't"):
-            if not (self._initial and word in _RHETORICAL):
-                self._word("not", "not")
+            self._plain("not", "not")
             return
         base, _, suffix = word.rpartition("'")
         if suffix not in _ELISIONS:
-            base = word
-        base, count = base.replace("'", ""), len(self._words)
-        self._word(base, written[: len(base)])
-        if suffix == "s" and len(self._words) > count:
-            self._roles.add(("OF", self._words[-1]))
+            base, suffix = word, ""
+        base = base.replace("'", "")
+        self._plain(base, written[: len(base)])
+        if self._tokens and not self._tokens[-1].isupper():
+            if suffix == "s":
+                self._roles.append(("OF", self._tokens[-1]))
+        elif suffix in _ELIDED:
+            self._tokens.append(_ELIDED[suffix])
 
     def _perhaps_month(self, word: str, written: str) -> None:
         before, after = self._lower[self._at - 2], self._lower[self._at]
@@ -331,11 +395,11 @@ class _Reader:
             or after[:1].isdecimal()
             or (written != word and not self._initial)
         ):
-            self._place(f"@{word}", word)
+            self._place(f"@{word}")
         elif word == "may":
             self._function(Kind.FRAME, "CAN", word, written)
         else:
-            self._content(Kind.CONTENT, word, written)
+            self._content(Kind.CONTENT, word, word, written)
 
     # numbers
 
@@ -348,22 +412,25 @@ class _Reader:
         at, lower = self._at - 1, self._lower
         before = lower[at - 1]
         if lower[at] == "second" and before in _BEFORE_A_SECOND:
-            self._place("sec", "s")
+            self._place("sec")
             return
         value, self._at = _number(lower, at, self._lexicon.numbers)
         bound = _YEAR_BOUNDS.get(before, "") if _YEAR.fullmatch(value) else ""
         self._numbers.append(bound + value)
-        self._place("#" + value.removeprefix("~"), "#")
+        self._place("#" + value.removeprefix("~"))
         after = lower[self._at]
         if after in _SHORT_UNITS:
-            self._place(self._lexicon.entry(_SHORT_UNITS[after])[1], after)
+            self._place(self._lexicon.entry(_SHORT_UNITS[after])[1])
             self._at += 1
-        elif after in _OPERATOR_WORDS:
+        elif after in _OPERATOR_WORDS and self._is_number(lower[self._at + 1]):
             self._operator(_OPERATOR_WORDS[after])
             self._at += 1
 
+    def _is_number(self, word: str) -> bool:
+        return word[:1].isdecimal() or word in self._lexicon.numbers or word == "by"
 
-def _number(words: tuple[str, ...], at: int, named: Mapping[str, str]) -> tuple[str, int]:
+
+def _number(words: Sequence[str], at: int, named: Mapping[str, str]) -> tuple[str, int]:
     """The number that begins at *at*, in one spelling, and the place behind it."""
     value = named.get(words[at])
     if value is None:
@@ -379,10 +446,10 @@ def _number(words: tuple[str, ...], at: int, named: Mapping[str, str]) -> tuple[
     return value, at
 
 
-def _written_number(words: tuple[str, ...], at: int) -> tuple[str, int]:
+def _written_number(words: Sequence[str], at: int) -> tuple[str, int]:
     digits, after = _plain_digits(words[at]), words[at + 1]
-    if after in ("am", "pm"):
-        return _clock(digits, after), at + 2
+    if after in _HALVES_OF_A_DAY:
+        return _clock(digits, after[0]), at + 2
     if after in _MULTIPLIERS:
         return _scaled(digits, _MULTIPLIERS[after]), at + 2
     if after in _MONEY_MULTIPLIERS and words[at - 1] in _CURRENCIES:
@@ -414,7 +481,7 @@ def _clock(digits: str, half: str) -> str:
     hour, _, minute = digits.removeprefix("t").partition(":")
     if not hour.isdecimal():
         return digits + half
-    return f"t{int(hour) % 12 + (12 if half == 'pm' else 0)}:{minute or '00'}"
+    return f"t{int(hour) % 12 + (12 if half == 'p' else 0)}:{minute or '00'}"
 
 
 def _scaled(digits: str, zeros: int) -> str:

@@ -20,12 +20,24 @@ def acceptable(
     A candidate may answer when its similarity is at least *threshold* and, if *guarded*, no
     lexical guard objects to it.
     """
-    least = min(threshold, 1 - FLOAT16_TOLERANCE)
-    near = [candidate for candidate in candidates if candidate.similarity >= least]
-    if not guarded or not near:
-        yield from near
-        return
-    signature = guards.analyse(prompt)
-    for candidate in near:
-        if guards.objection_between(signature, guards.analyse(candidate.prompt)) is None:
-            yield candidate
+    signature: guards.Signature | None = None
+    for candidate in candidates:
+        if candidate.similarity < _least(threshold):
+            continue
+        if guarded:
+            signature = signature or guards.analyse(prompt)
+            if guards.objection_between(signature, guards.analyse(candidate.prompt)) is not None:
+                continue
+        yield candidate
+
+
+def objection(prompt: str, candidate: Candidate, *, threshold: float, guarded: bool) -> str | None:
+    """Return why *candidate* may not answer *prompt*, or `None` where it may."""
+    if candidate.similarity < _least(threshold):
+        return f"similarity below {threshold:g}"
+    guard = guards.objection(prompt, candidate.prompt) if guarded else None
+    return None if guard is None else f"guard: {guard}"
+
+
+def _least(threshold: float) -> float:
+    return min(threshold, 1 - FLOAT16_TOLERANCE)

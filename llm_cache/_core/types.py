@@ -64,7 +64,8 @@ class ChatRequest:
 class Entry:
     """A stored answer."""
 
-    completion: Completion
+    answer: Json
+    """A chat completion, or whatever a producer of the caller's own returned."""
     created_s: float
     """Unix time at which the answer was stored."""
     stamp: str

@@ -6,12 +6,16 @@ import inspect
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from llm_cache._core.types import ChatRequest, Completion
+from llm_cache._core.types import ChatRequest
 from llm_cache.config import openai_base_url, openai_key_in_env
 from llm_cache.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from openai import AsyncOpenAI
+    from openai import AsyncOpenAI, AsyncStream
+    from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
+_OWN_HEADERS = ("x-stainless-", "openai-")
+"""Prefixes of headers that the SDK sends on its own account, or to name who pays."""
 
 
 class Upstream:
@@ -28,9 +32,22 @@ class Upstream:
     @cached_property
     def base_url(self) -> str:
         """Where the model is; part of every key. Known without making a client."""
-        if self._given is not None:
-            return str(self._given.base_url)
-        return openai_base_url()
+        return openai_base_url() if self._given is None else str(self._given.base_url)
+
+    @cached_property
+    def defaults(self) -> dict[str, dict[str, Any]]:
+        """Headers and query that the client adds to every request; what is sent with a call wins.
+
+        A gateway may choose the model by them, so they are part of every key.
+        """
+        if self._given is None:
+            return {}
+        headers = {
+            name: value
+            for name, value in self._given.default_headers.items()
+            if isinstance(value, str) and not name.lower().startswith(_OWN_HEADERS)
+        }
+        return {"extra_headers": headers, "extra_query": dict(self._given.default_query)}
 
     @property
     def client(self) -> AsyncOpenAI:
@@ -52,14 +69,15 @@ class Upstream:
             self._owned = AsyncOpenAI()
         return self._owned
 
-    async def complete(self, request: ChatRequest) -> Completion:
-        """Return the model's answer as the JSON it was sent as."""
-        completion = await self.client.chat.completions.create(
-            model=request.model,
-            messages=request.messages,  # type: ignore[arg-type]  # checked by normalize
-            **self._arguments(request),
-        )
-        return completion.model_dump(mode="json", exclude_unset=True)
+    async def complete(self, request: ChatRequest) -> ChatCompletion:
+        """Return the model's answer."""
+        completion: ChatCompletion = await self._create(request)
+        return completion
+
+    async def stream(self, request: ChatRequest) -> AsyncStream[ChatCompletionChunk]:
+        """Return the model's answer as a stream; the caller closes it."""
+        stream: AsyncStream[ChatCompletionChunk] = await self._create(request, stream=True)
+        return stream
 
     async def aclose(self) -> None:
         """Close the client, if it was made here."""
@@ -67,13 +85,16 @@ class Upstream:
         if owned is not None:
             await owned.close()
 
-    def _arguments(self, request: ChatRequest) -> dict[str, Any]:
-        """Return the parameters, those that the SDK does not know inside `extra_body`."""
-        unknown = {name: v for name, v in request.params.items() if name not in self._known}
+    async def _create(self, request: ChatRequest, **how: Any) -> Any:
+        """Ask the model; parameters that the SDK does not know go into `extra_body`."""
         known = {name: v for name, v in request.params.items() if name in self._known}
+        unknown = {name: v for name, v in request.params.items() if name not in self._known}
         if unknown:
             known["extra_body"] = {**unknown, **(known.get("extra_body") or {})}
-        return known
+        create: Any = self.client.chat.completions.create
+        return await create(
+            model=request.model, messages=request.messages, **{**known, "stream": False, **how}
+        )
 
     @cached_property
     def _known(self) -> frozenset[str]:

@@ -20,6 +20,9 @@ def main() -> None:
     except ImportError:
         sys.stderr.write(_NEEDED)
         raise SystemExit(1) from None
-    from llm_cache.cli.app import make_app
+    try:
+        from llm_cache.cli.app import make_app
 
-    make_app()(prog_name="llm-cache")
+        make_app()(prog_name="llm-cache")
+    except KeyboardInterrupt:  # before a command has begun, which sees to it itself
+        raise SystemExit(130) from None

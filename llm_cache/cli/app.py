@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Any
 
 import typer
@@ -10,10 +9,12 @@ from typer.core import TyperGroup
 
 import llm_cache
 from llm_cache.cli import chat, demo, doctor, stats
+from llm_cache.cli.failures import explain
 from llm_cache.cli.screen import complain
-from llm_cache.errors import LLMCacheError
+from llm_cache.errors import InvalidRequest
 
 EXIT_CODES = "Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted."
+_USAGE = 2
 _INTERRUPTED = 130
 
 
@@ -26,15 +27,12 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise typer.Exit(_INTERRUPTED) from None
-        except LLMCacheError as error:
-            complain(str(error))
-            raise typer.Exit(1) from None
-        # The SDK's tree can only be named once it is imported, which takes half a second.
         except Exception as error:
-            if not _is_from_sdk(error):
+            message = explain(error)
+            if message is None:
                 raise
-            complain(f"the model's service failed: {type(error).__name__}: {error}")
-            raise typer.Exit(1) from None
+            complain(message)
+            raise typer.Exit(_USAGE if isinstance(error, InvalidRequest) else 1) from None
 
 
 def make_app() -> typer.Typer:
@@ -44,6 +42,7 @@ def make_app() -> typer.Typer:
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
+        rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(epilog=EXIT_CODES)(_llm_cache)
@@ -71,8 +70,3 @@ def _llm_cache(
 def _print_version() -> None:
     typer.echo(f"llm-cache {llm_cache.__version__}")
     raise typer.Exit
-
-
-def _is_from_sdk(error: Exception) -> bool:
-    openai = sys.modules.get("openai")
-    return openai is not None and isinstance(error, openai.OpenAIError)

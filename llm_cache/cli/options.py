@@ -22,6 +22,21 @@ RedisUrl = Annotated[
 Namespace = Annotated[
     str, typer.Option("--namespace", metavar="NAME", help="Prefix of every Redis key.")
 ]
+Semantic = Annotated[
+    bool,
+    typer.Option("--semantic/--no-semantic", help="Whether rephrased questions are looked up."),
+]
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        "--threshold",
+        metavar="SIMILARITY",
+        min=0.0,
+        max=1.0,
+        show_default="the embedding model's",
+        help="Least similarity of a semantic hit; higher is stricter.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 PriceModel = Annotated[
     str,

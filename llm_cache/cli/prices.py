@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from llm_cache.errors import ConfigurationError, MissingExtra
+import math
+
+import typer
+
+from llm_cache.errors import MissingExtra
 
 
 def cost_usd(prompt_tokens: int, completion_tokens: int, *, model: str) -> float:
@@ -10,7 +14,7 @@ def cost_usd(prompt_tokens: int, completion_tokens: int, *, model: str) -> float
 
     Raises:
         MissingExtra: there is no price list.
-        ConfigurationError: it does not know the model.
+        typer.BadParameter: it does not know the model.
     """
     try:
         from genai_prices import Usage, calc_price
@@ -20,8 +24,8 @@ def cost_usd(prompt_tokens: int, completion_tokens: int, *, model: str) -> float
     try:
         return float(calc_price(usage, model_ref=model).total_price)
     except LookupError as error:
-        raise ConfigurationError(
-            f"no price is known for the model {model!r}: choose another --price-model"
+        raise typer.BadParameter(
+            f"no price is known for {model!r}", param_hint="'--price-model'"
         ) from error
 
 
@@ -34,7 +38,8 @@ def known_cost_usd(prompt_tokens: int, completion_tokens: int, *, model: str) ->
 
 
 def dollars(cost: float) -> str:
-    """Return *cost* with at least two digits that say something."""
-    if cost >= 0.995:
+    """Return *cost* in whole cents from one cent on, below that with two digits."""
+    if cost >= 0.01:
         return f"{cost:,.2f} USD"
-    return f"{cost:.2g} USD" if cost >= 0.0001 else f"{cost:.7f} USD"
+    decimals = 1 - math.floor(math.log10(cost)) if cost > 0 else 0
+    return f"{cost:.{decimals}f} USD"

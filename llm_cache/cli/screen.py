@@ -10,14 +10,13 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from llm_cache import CacheStatus
 
 _T = TypeVar("_T")
 # Logs, pipes and containers have no width of their own, and need not be folded to 80 columns.
-_UNKNOWN_WIDTH = 110
+_UNKNOWN_WIDTH = 120
 _STYLES = {
     CacheStatus.EXACT: "green",
     CacheStatus.SEMANTIC: "cyan",
@@ -25,7 +24,7 @@ _STYLES = {
     CacheStatus.MISS: "yellow",
     CacheStatus.BYPASS: "red",
 }
-_LABEL_WIDTH = 12
+_LABEL_WIDTH = 14
 
 
 class Screen:
@@ -50,13 +49,22 @@ class Screen:
         """Print texts, or pairs of text and style, as one line."""
         self._console.print(Text.assemble(*parts), soft_wrap=True)
 
-    def text(self, text: str) -> None:
-        """Print *text* as it is, folded between words."""
-        self._console.print(text, markup=False)
+    def print(self, what: str | Text) -> None:
+        """Print *what* as it is, in a terminal folded between words."""
+        self._console.print(what, markup=False, soft_wrap=not self._console.is_terminal)
 
-    def table(self, table: Table) -> None:
-        """Print *table*."""
-        self._console.print(table)
+    def fact(self, label: str, value: str | Text) -> None:
+        """Print *value* beside its label."""
+        prefix = Text(f"{label:<{_LABEL_WIDTH}}", style="bold")
+        self.hanging(prefix, Text(value) if isinstance(value, str) else value)
+
+    def hanging(self, prefix: Text, text: Text) -> None:
+        """Print *prefix*, and *text* folded to its right."""
+        width = max(20, self.width - len(prefix))
+        for number, line in enumerate(text.wrap(self._console, width)):
+            row = (Text(" " * len(prefix)) if number else prefix) + line
+            row.rstrip()
+            self._console.print(row, soft_wrap=True)
 
     def busy(self, what: str) -> AbstractContextManager[object]:
         """Show that *what* is under way, where something may move."""
@@ -72,16 +80,6 @@ class Screen:
         took = seconds(time.perf_counter() - started_s)
         self.line((f"{label:<{_LABEL_WIDTH}}", "bold"), what, (f"  {took}", "dim"))
         return opened
-
-
-def facts(rows: list[tuple[str, str | Text]]) -> Table:
-    """Return labels with their values below each other, folded to the terminal."""
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold", no_wrap=True, min_width=_LABEL_WIDTH - 2)
-    table.add_column(overflow="fold")
-    for label, value in rows:
-        table.add_row(label, Text(value) if isinstance(value, str) else value)
-    return table
 
 
 def status_style(status: str) -> str:
@@ -111,11 +109,11 @@ def seconds(duration_s: float) -> str:
 
 
 def age(duration_s: float) -> str:
-    """Return how long ago something was, in its largest unit."""
+    """Return how long ago something was, in the whole of its largest unit."""
     for unit, size_s in (("d", 86_400), ("h", 3_600), ("min", 60)):
         if duration_s >= size_s:
-            return f"{duration_s / size_s:.0f} {unit}"
-    return f"{duration_s:.0f} s"
+            return f"{duration_s // size_s:.0f} {unit}"
+    return f"{duration_s // 1:.0f} s"
 
 
 def size(size_bytes: float) -> str:

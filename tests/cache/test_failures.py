@@ -169,7 +169,7 @@ async def test_corrupt_entry_is_bypassed_and_healed(cache, redis, upstream, even
 
     reply = await cache.chat(QUESTION)
 
-    assert (reply.status, reply.reason) == ("bypass", "redis")
+    assert (reply.status, reply.reason) == ("bypass", "corrupt")
     assert upstream.calls == 2
     assert (await cache.chat(QUESTION)).status == "exact"
 
@@ -204,6 +204,7 @@ async def test_answer_that_is_not_stored_is_told(cache, upstream, events):
     await cache.chat(QUESTION)
 
     assert [event.reason for event in events.of(StoreSkipped)] == ["length"]
+    assert cache.not_stored() == {"length": 1}
 
 
 async def test_hook_that_raises_harms_nobody(make_cache, caplog):

@@ -9,7 +9,7 @@ from llm_cache.errors import CorruptEntry
 DIGEST = "a" * 32
 OTHER = "b" * 32
 ENTRY = Entry(
-    completion={"choices": [{"message": {"content": "Grüße 🙂"}, "finish_reason": "stop"}]},
+    answer={"choices": [{"message": {"content": "Grüße 🙂"}, "finish_reason": "stop"}]},
     created_s=1_750_000_000.5,
     stamp="0006",
     model="m",
@@ -25,7 +25,7 @@ def test_entry_survives_the_way_through_bytes():
 
 
 def test_entry_of_defaults_survives_too():
-    entry = Entry(completion={}, created_s=0, stamp="", model="m")
+    entry = Entry(answer={}, created_s=0, stamp="", model="m")
     assert decode_entry(encode_entry(entry, DIGEST), DIGEST) == entry
 
 

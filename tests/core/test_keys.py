@@ -9,7 +9,13 @@ from llm_cache._core.normalize import normalize
 
 def names(prompt: str = "Hi", *, tenant: str | None = None, version: str = "") -> tuple[str, str]:
     request = normalize(prompt, model="m", system=None, params={}, base_url="u")
-    return identify(request, tenant=tenant, cache_version=version, normalization="whitespace")
+    return identify(
+        request.frame,
+        request.normalized,
+        tenant=tenant,
+        cache_version=version,
+        normalization="whitespace",
+    )
 
 
 def test_digests_are_160_bits_of_base32():

@@ -54,7 +54,7 @@ def test_incomplete_answers_are_not(made, reason):
 
 
 def entry(stamp: str, **fields: Any) -> Entry:
-    return Entry(completion={}, created_s=0, stamp=stamp, **{"model": "m", **fields})
+    return Entry(answer={}, created_s=0, stamp=stamp, **{"model": "m", **fields})
 
 
 def test_entry_of_the_current_epoch_lives():

@@ -1,0 +1,131 @@
+"""Why a request is answered as it is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from llm_cache._call import Call
+from llm_cache._core import similarity
+from llm_cache._core.keys import Keys
+from llm_cache._core.types import CacheStatus, ChatRequest
+from llm_cache._redis.exact import ExactStore
+from llm_cache._semantic import SemanticLayer
+from llm_cache.config import CacheConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A stored prompt near the one that is explained."""
+
+    prompt: str
+    similarity: float
+    key: str
+    """Redis key of its answer."""
+    verdict: str
+    """`served`, or why not: `similarity below …`, `guard: numbers`, `answer gone`, …"""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """How a request would be answered, and why. Holds prompts."""
+
+    status: CacheStatus
+    """What a call would end with now."""
+    reason: str
+    """Why, in a sentence."""
+    key: str
+    """Redis key that an answer to this very request has."""
+    scope: str
+    """Digest of everything that must be equal before answers are shared."""
+    parts: dict[str, Any]
+    """What key and scope are made of."""
+    compared: str | None
+    """The text that the semantic layer compares; `None` where it takes no part."""
+    similarity_threshold: float | None
+    neighbours: tuple[Neighbour, ...]
+    """The nearest entries of the scope, nearest first."""
+
+
+async def explain(
+    call: Call,
+    request: ChatRequest,
+    *,
+    config: CacheConfig,
+    keys: Keys,
+    exact: ExactStore,
+    semantic: SemanticLayer,
+    now_s: float,
+) -> Explanation:
+    """Return how *call* would be answered at *now_s*."""
+    found = await exact.lookup(call.digest)
+    neighbours = await _neighbours(call, keys, exact, semantic, now_s)
+    status, reason = CacheStatus.MISS, "no stored answer may be served"
+    if any(neighbour.verdict == _SERVED for neighbour in neighbours):
+        status, reason = CacheStatus.SEMANTIC, "a stored prompt means the same"
+    if found.entry is not None and call.control.accepts(max(0.0, now_s - found.entry.created_s)):
+        status, reason = CacheStatus.EXACT, "the same request was answered before"
+    if call.bypass is not None:
+        status, reason = CacheStatus.BYPASS, f"the cache takes no part: {call.bypass}"
+    return Explanation(
+        status=status,
+        reason=reason,
+        key=keys.answer(call.digest),
+        scope=call.scope,
+        parts=_parts(call, request, config),
+        compared=call.text if call.semantic else None,
+        similarity_threshold=semantic.threshold if call.semantic else None,
+        neighbours=neighbours,
+    )
+
+
+_SERVED = "served"
+
+
+def _parts(call: Call, request: ChatRequest, config: CacheConfig) -> dict[str, Any]:
+    base_url, model, messages, body, headers, query = json.loads(request.frame)
+    return {
+        "tenant": call.tenant,
+        "cache_version": config.cache_version,
+        "base_url": base_url,
+        "model": model,
+        "messages": messages,
+        "body": body,
+        "headers": headers,
+        "query": query,
+        "normalization": str(config.normalization),
+        "normalized": request.normalized,
+    }
+
+
+async def _neighbours(
+    call: Call, keys: Keys, exact: ExactStore, semantic: SemanticLayer, now_s: float
+) -> tuple[Neighbour, ...]:
+    if not call.semantic or call.text is None:
+        return ()
+    place = await semantic.locate(call.text, call.scope)
+    if place is None:
+        return ()
+    neighbours: list[Neighbour] = []
+    for candidate in await semantic.nearest(place):
+        verdict = similarity.objection(
+            place.prompt, candidate, threshold=semantic.threshold, guarded=semantic.is_guarded
+        )
+        if verdict is None:
+            found = await exact.lookup(candidate.digest)
+            if found.entry is None or found.entry.origin is not None:
+                verdict = "answer gone"
+            elif not call.control.accepts(max(0.0, now_s - found.entry.created_s)):
+                verdict = "older than the call allows"
+            elif any(neighbour.verdict == _SERVED for neighbour in neighbours):
+                verdict = "a nearer one is served"
+        neighbours.append(
+            Neighbour(
+                prompt=candidate.prompt,
+                similarity=candidate.similarity,
+                key=keys.answer(candidate.digest),
+                verdict=verdict or _SERVED,
+            )
+        )
+    return tuple(neighbours)

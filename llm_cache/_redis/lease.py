@@ -1,0 +1,374 @@
+"""Single-flight across processes: who makes an answer, and who waits for it.
+
+Whoever wants to make the answer of a digest takes its lease first: `<ns>:lease:{<digest>}` holds
+a random token for one second, and its holder renews it. The others wait. They are told on the
+channel of the digest when the leader is done, and look at the lease again when it would run out,
+so that a leader that died costs them one lease and not more.
+
+A lease is a promise of Redis, not a lock: a leader that stood still for a second has lost it and
+may not know. So the last step is fenced: an answer, what leads to it and the end of the lease are
+written by one script, which lets a leader that was late overwrite nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from enum import StrEnum
+from typing import Any, Self, TypeVar
+
+from redis.exceptions import NoScriptError
+
+from llm_cache._core.keys import Keys
+from llm_cache._redis.connection import Connection
+from llm_cache._redis.landings import Ear, Landings
+from llm_cache.errors import StoreTimeout, StoreUnavailable
+
+_log = logging.getLogger("llm_cache.lease")
+_T = TypeVar("_T")
+
+LEASE_S = 1.0
+RENEW_S = 0.3
+_GONE = -2  # what PTTL answers for a key that is not there
+
+HashWrite = tuple[str, Sequence[str | bytes]]
+"""A key, and the names and values of the fields to write there."""
+
+
+class Landing(StrEnum):
+    """How the work of a leader ended; also the message that tells so."""
+
+    LANDED = "landed"
+    """There may be an answer now: look the key up again."""
+    FAILED = "failed"
+    """The leader has none to share. Waiting for the next leader in turn would make a queue."""
+
+
+class Script:
+    """A Lua script, sent by its digest, and in full where the server does not know it (yet)."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+    async def run(
+        self, connection: Connection, keys: Sequence[str], arguments: Sequence[str | bytes | int]
+    ) -> Any:
+        """Run the script. One round trip, two where the server had to be sent it."""
+        return await connection.run(self._evaluate(connection, len(keys), *keys, *arguments))
+
+    async def _evaluate(self, connection: Connection, *rest: str | bytes | int) -> Any:
+        run = connection.client.execute_command
+        try:
+            return await run("EVALSHA", self._sha, *rest)  # type: ignore[no-untyped-call]
+        except NoScriptError:
+            # A server that was restarted, failed over or told `SCRIPT FLUSH`. This loads it.
+            return await run("EVAL", self._text, *rest)  # type: ignore[no-untyped-call]
+
+
+# `PUBLISH` is called so that its failure is ignored: a user without the right to the channel has
+# stored all the same, and waiters have their fallback. The answer is written first, so that a
+# server without memory refuses the whole.
+_STORE = Script("""
+local token, ttl = ARGV[1], ARGV[2]
+local is_ours = token ~= '' and redis.call('GET', KEYS[2]) == token
+local is_stored = 0
+if token == '' or is_ours or redis.call('EXISTS', KEYS[1]) == 0 then
+  redis.call('SET', KEYS[1], ARGV[3], 'PX', ttl)
+  if KEYS[4] then
+    redis.call('HSET', KEYS[4], unpack(ARGV, 6))
+    redis.call('PEXPIRE', KEYS[4], ttl)
+    redis.call('SADD', KEYS[3], KEYS[4])
+    redis.call('PEXPIRE', KEYS[3], ttl)
+  end
+  is_stored = 1
+end
+if is_ours then redis.call('DEL', KEYS[2]) end
+redis.pcall('PUBLISH', ARGV[4], ARGV[5])
+return is_stored
+""")
+# A failure is told by the present leader alone: the waiters of a lost lease have moved on to the
+# next leader, which has not failed. An answer is good news from anyone.
+_RELEASE = Script("""
+local is_ours = redis.call('GET', KEYS[1]) == ARGV[1]
+if is_ours then redis.call('DEL', KEYS[1]) end
+if is_ours or ARGV[3] == 'landed' then redis.pcall('PUBLISH', ARGV[2], ARGV[3]) end
+return is_ours and 1 or 0
+""")
+
+
+class Lease:
+    """The right to make the answer of one digest, renewed until it ends.
+
+    Use it as `async with lease`: left without `release` or `store_fenced`, by an exception for
+    instance, it tells the waiters that there is no answer.
+    """
+
+    def __init__(self, leases: Leases, digest: str, token: str, due_s: float) -> None:
+        self._leases = leases
+        self.digest = digest
+        self.token = token
+        self.due_s = due_s
+        """When to renew it, by the clock of the event loop."""
+        self.is_lost = False
+        """Whether a renewal found it gone. False proves nothing; the fence decides."""
+
+    async def release(self, outcome: Landing) -> bool:
+        """Give the lease back, and wake who waits for it; return whether it was still ours.
+
+        One round trip, none if it has ended before. Renewal stops in any case, so that a release
+        that fails or is cancelled leaves a lease that runs out by itself.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        return await self._leases.release(self, outcome)
+
+    async def abandon(self, outcome: Landing = Landing.FAILED) -> None:
+        """Release the lease, and if Redis does not answer, let it run out."""
+        try:
+            await self.release(outcome)
+        except StoreUnavailable as error:
+            # Whoever leaves has an answer or an error of their own, and waiters have a fallback.
+            _log.debug("a lease was left to run out: %s", error)
+
+    async def __aenter__(self) -> Self:
+        """Return the lease itself."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Abandon the lease, unless it has ended. Never raises because of Redis."""
+        await self.abandon()
+
+
+class Leases:
+    """The leases of one namespace, as one process sees them.
+
+    Needs Redis 7.0 (`SET … NX GET`). Nothing is sent and no task runs while there is no lease to
+    take, hold or wait for.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        keys: Keys,
+        *,
+        lease_s: float = LEASE_S,
+        renew_s: float = RENEW_S,
+    ) -> None:
+        self._connection = connection
+        self._keys = keys
+        self._lease_ms = round(lease_s * 1000)
+        self._renew_s = renew_s
+        self._held: set[Lease] = set()
+        self._renewing: asyncio.Task[None] | None = None
+        self._landings = Landings(connection)
+        self._is_closed = False
+
+    async def claim(
+        self, digest: str, lookup: Callable[[], Awaitable[_T | None]]
+    ) -> Lease | _T | None:
+        """Return the lease of *digest*, or the answer that another process made.
+
+        `None` means that the leader waited for has failed: go on without a lease. To be called
+        after a look-up that missed; *lookup* looks again. Two round trips for a leader. A waiting
+        process sends four commands beside its first look-up when the leader takes less than a
+        second, and about one more for each further second; there is no limit to the wait.
+
+        Cancelled, it leaves no waiter and no lease, except where the cancellation hit the command
+        that takes it: then the lease runs out.
+
+        Raises:
+            StoreUnavailable: Redis did not answer; what *lookup* raises comes through.
+        """
+        while (lease := await self.acquire(digest)) is None:
+            if await self.wait(digest) is Landing.FAILED:
+                return None
+            if (found := await lookup()) is not None:
+                return found
+        try:
+            # The last leader may have landed between the look-up that missed and our lease.
+            found = await lookup()
+        except BaseException:
+            await lease.abandon()
+            raise
+        if found is None:
+            return lease
+        await lease.abandon(Landing.LANDED)
+        return found
+
+    async def acquire(self, digest: str) -> Lease | None:
+        """Take the lease of *digest*, or return `None`: somebody else has it.
+
+        One command. The new holder looks the answer up once more before it makes one (`claim`).
+
+        Raises:
+            StoreUnavailable: Redis did not answer. If it did take the lease, that runs out.
+        """
+        if self._is_closed:
+            raise StoreUnavailable("this cache was closed")
+        token = secrets.token_hex(16)
+        # Counted from before the command, so that a slow reply never delays the first renewal.
+        lease = Lease(self, digest, token, _now_s() + self._renew_s)
+        key = self._keys.lease(digest)
+        holder = await self._connection.run(
+            self._connection.client.set(key, token, px=self._lease_ms, nx=True, get=True)
+        )
+        # Our own token comes back where the first reply was lost and the command sent again.
+        if holder is not None and holder != token.encode():
+            return None
+        self._held.add(lease)
+        if self._renewing is None:
+            self._renewing = asyncio.create_task(self._renew(), name="llm_cache.leases")
+        return lease
+
+    async def wait(self, digest: str) -> Landing:
+        """Wait until the leader of *digest* is done, or its lease has run out.
+
+        `LANDED` means no more than to look the key up again, and then to `acquire` again. Two
+        commands (one for the subscription, one that asks how long the lease lasts), and one more
+        each time the lease would have run out and was renewed instead.
+
+        Cancelled, it leaves no waiter.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        key = self._keys.lease(digest)
+        with self._landings.listen(self._channel(digest)) as ear:
+            while True:
+                await self._subscribe(ear)
+                if ear.heard is None:
+                    # Asked only when nothing later can be missed: a lease that ended before is
+                    # gone by now.
+                    left_ms = await self._connection.run(self._connection.client.pttl(key))
+                    if left_ms == _GONE:
+                        return Landing.LANDED
+                    if left_ms < 0:
+                        # No leader wrote it: ours expire.
+                        return Landing.FAILED
+                    with suppress(TimeoutError):
+                        # Redis keeps a key through its last millisecond.
+                        async with asyncio.timeout((left_ms + 1) / 1000):
+                            await ear.news()
+                if ear.heard is not None:
+                    # What was published a moment before this leader took over may still arrive
+                    # now. A failure that is not ours costs a call of the model, nothing else.
+                    is_failed = ear.heard == Landing.FAILED.encode()
+                    return Landing.FAILED if is_failed else Landing.LANDED
+
+    async def release(self, lease: Lease, outcome: Landing) -> bool:
+        """Release *lease*: see `Lease.release`."""
+        if not self.forget(lease):
+            return False
+        is_ours = await _RELEASE.run(
+            self._connection,
+            [self._keys.lease(lease.digest)],
+            [lease.token, self._channel(lease.digest), outcome],
+        )
+        return bool(is_ours)
+
+    def forget(self, lease: Lease) -> bool:
+        """Stop renewing *lease*; return whether it was held until now."""
+        was_held = lease in self._held
+        self._held.discard(lease)
+        return was_held
+
+    async def aclose(self) -> None:
+        """Release what is held as failed, as far as Redis answers, and stop listening."""
+        self._is_closed = True
+        if self._renewing is not None:
+            self._renewing.cancel()
+            await asyncio.gather(self._renewing, return_exceptions=True)
+        await asyncio.gather(*(lease.abandon() for lease in list(self._held)))
+        await self._landings.aclose()
+
+    async def store(
+        self,
+        digest: str,
+        blob: bytes,
+        *,
+        ttl_ms: int,
+        entry: HashWrite | None = None,
+        lease: Lease | None = None,
+    ) -> bool:
+        """Write an answer, and the semantic *entry* that leads to it, and end the *lease*.
+
+        One round trip, and atomic: everything is there with its expiry, the lease is given back
+        and the waiters are woken, or nothing has changed. Return whether it was stored: a leader
+        that has lost its lease overwrites no answer, which may be a newer one. Without a lease
+        what is there is replaced.
+
+        Raises:
+            StoreUnavailable: Redis did not answer; the answer may have been stored all the same.
+                The lease is still held.
+        """
+        keys = [self._keys.answer(digest), self._keys.lease(digest)]
+        fields: Sequence[str | bytes] = ()
+        if entry is not None:
+            keys += [self._keys.refs(digest), entry[0]]
+            fields = entry[1]
+        token = "" if lease is None else lease.token
+        is_stored = await _STORE.run(
+            self._connection,
+            keys,
+            [token, ttl_ms, blob, self._channel(digest), Landing.LANDED, *fields],
+        )
+        if lease is not None:
+            self.forget(lease)
+        return bool(is_stored)
+
+    def _channel(self, digest: str) -> str:
+        # A channel reaches all databases of a server; a digest may be led in each of them.
+        database = self._connection.client.get_connection_kwargs().get("db", 0)
+        return self._keys.landed(digest, database=int(database))
+
+    async def _subscribe(self, ear: Ear) -> None:
+        try:
+            await self._connection.run(ear.subscribed())
+        except StoreTimeout as error:
+            # The peer may be gone without a word: nobody should wait for that connection again.
+            self._landings.hang_up(error)
+            raise
+
+    async def _renew(self) -> None:
+        """Renew what is held, each lease when it is due, until nothing is."""
+        # Leases that are due at nearly the same time travel together.
+        tick_s = self._renew_s / 6
+        while self._held:
+            due = [lease for lease in self._held if lease.due_s <= _now_s()]
+            if due:
+                await self._extend(due)
+            next_s = min((lease.due_s for lease in self._held), default=0.0)
+            await asyncio.sleep(max(next_s - _now_s(), tick_s))
+        # Without a pause since the look at what is held: the next lease starts another task.
+        self._renewing = None
+
+    async def _extend(self, leases: list[Lease]) -> None:
+        """Renew *leases*. One round trip."""
+        next_s = _now_s() + self._renew_s
+        for lease in leases:
+            lease.due_s = next_s
+        try:
+            pipeline = self._connection.client.pipeline(transaction=False)
+            for lease in leases:
+                # Tells the holder and renews in one plain command. The one time that we find we
+                # have lost a lease, we have lengthened another's, as it does itself.
+                pipeline.getex(self._keys.lease(lease.digest), px=self._lease_ms)
+            holders = await self._connection.run(pipeline.execute(raise_on_error=False))
+        except StoreUnavailable as error:
+            # Tried again when next due. If it is lost meanwhile, the fence says so at the end.
+            _log.debug("%d leases could not be renewed: %s", len(leases), error)
+            return
+        for lease, holder in zip(leases, holders, strict=True):
+            if not isinstance(holder, Exception) and holder != lease.token.encode():
+                lease.is_lost = True
+                self._held.discard(lease)
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()

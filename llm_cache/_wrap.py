@@ -1,0 +1,165 @@
+"""A client of the openai SDK whose chat completions and embeddings go through the cache."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any, cast
+
+from openai import AsyncStream
+from openai.resources.chat import AsyncChat
+from openai.resources.chat.completions import AsyncCompletions
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
+from llm_cache._call import CALL_OPTIONS, CallOptions
+from llm_cache._http.upstream import Upstream
+from llm_cache.errors import InvalidRequest
+from llm_cache.reply import CacheInfo, ChatStream
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+    from openai.types.chat import ParsedChatCompletion
+
+    from llm_cache.cache import LLMCache
+
+_INFO = "_llm_cache_info"
+_RAW_RESPONSE_HEADER = "x-stainless-raw-response"
+
+
+def wrap(cache: LLMCache, client: AsyncOpenAI, options: CallOptions) -> AsyncOpenAI:
+    """Return a client as `LLMCache.wrap` describes it."""
+    # A shallow copy shares the connections, and is of the client's own class, whichever that is.
+    # What the SDK makes of a client on first use (`chat`, `embeddings`, …) are attributes of the
+    # instance, so that setting them replaces them.
+    wrapped: Any = copy.copy(client)
+    upstream = Upstream(client)
+    wrapped.__dict__["chat"] = _CachedChat(wrapped, cache, upstream, options)
+
+    def derive(**changes: Any) -> AsyncOpenAI:
+        return wrap(cache, client.copy(**changes), options)
+
+    wrapped.__dict__["copy"] = derive
+    wrapped.__dict__["with_options"] = derive
+    return cast("AsyncOpenAI", wrapped)
+
+
+def cache_info(answer: object) -> CacheInfo | None:
+    """Return how *answer* of a wrapped client was come by; `None` where no cache had a part in it.
+
+    *answer* is what `create` or `parse` returned. Of a fresh stream, the key is known at its end.
+    """
+    if isinstance(answer, _CachedStream):
+        return answer.info
+    info = getattr(answer, _INFO, None)
+    return info if isinstance(info, CacheInfo) else None
+
+
+class _CachedChat(AsyncChat):
+    def __init__(
+        self, client: AsyncOpenAI, cache: LLMCache, upstream: Upstream, options: CallOptions
+    ) -> None:
+        super().__init__(client)
+        self.__dict__["completions"] = _CachedCompletions(client, cache, upstream, options)
+
+
+class _CachedCompletions(AsyncCompletions):
+    """The SDK's resource, with `create` and `parse` taken through the cache.
+
+    `stream()`, the SDK's helper, calls `create`, and so is cached too. Raw responses are passed
+    through: whoever asks for them wants the headers of a real one.
+    """
+
+    def __init__(
+        self, client: AsyncOpenAI, cache: LLMCache, upstream: Upstream, options: CallOptions
+    ) -> None:
+        super().__init__(client)
+        self._cache = cache
+        self._upstream = upstream
+        self._options = options
+
+    async def create(self, *, messages: Any, model: Any, **params: Any) -> Any:
+        """Create a chat completion, or take it from the cache. As the SDK's, and `CallOptions`."""
+        options = {name: params.pop(name) for name in CALL_OPTIONS & params.keys()}
+        if _wants_raw_response(params):
+            return await super().create(messages=messages, model=model, **params)
+        if isinstance(messages, str):
+            raise InvalidRequest("messages must be a list of messages")
+        arguments = {**params, **self._options, **options, "model": model}
+        call, request = self._cache._plan(messages, arguments, self._upstream)  # noqa: SLF001
+        if params.get("stream"):
+            return _CachedStream(await self._cache._chunks(call, request, self._upstream))  # noqa: SLF001
+        reply, original = await self._cache._complete(call, request, self._upstream)  # noqa: SLF001
+        completion = ChatCompletion.construct(**reply.data) if original is None else original
+        return _tell(completion, reply)
+
+    async def parse(
+        self, *, messages: Any, model: Any, response_format: Any = None, **params: Any
+    ) -> ParsedChatCompletion[Any]:
+        """Create a chat completion and parse it. As the SDK's."""
+        from openai import omit
+        from openai.lib._parsing import (
+            parse_chat_completion,
+            type_to_response_format_param,
+            validate_input_tools,
+        )
+
+        tools = params.get("tools", omit)
+        validate_input_tools(tools)
+        kind = omit if response_format is None else response_format
+        schema = type_to_response_format_param(kind)
+        completion = await self.create(
+            messages=messages, model=model, response_format=schema, **params
+        )
+        parsed = parse_chat_completion(
+            response_format=kind, chat_completion=completion, input_tools=tools
+        )
+        told: ParsedChatCompletion[Any] = _tell(parsed, cache_info(completion))
+        return told
+
+
+class _CachedStream(AsyncStream[ChatCompletionChunk]):
+    """The SDK's stream, over chunks that come from the cache or from a shared stream."""
+
+    def __init__(self, chunks: ChatStream[ChatCompletionChunk]) -> None:
+        # The SDK's own constructor wants an HTTP response to decode; a replay has none.
+        self._chunks = chunks
+        self.response = cast("Any", chunks.response or _NoResponse(self))
+
+    @property
+    def info(self) -> CacheInfo:
+        """How the answer is come by."""
+        return self._chunks.info
+
+    async def __anext__(self) -> ChatCompletionChunk:
+        return await anext(self._chunks)
+
+    async def __aiter__(self) -> AsyncIterator[ChatCompletionChunk]:
+        async for chunk in self._chunks:
+            yield chunk
+
+    async def close(self) -> None:
+        await self._chunks.aclose()
+
+
+class _NoResponse:
+    """Stands for the HTTP response of a stream that needed none."""
+
+    status_code = 200
+
+    def __init__(self, stream: _CachedStream) -> None:
+        self._stream = stream
+        self.headers = {"cache-status": "llm-cache; hit"}
+
+    async def aclose(self) -> None:
+        await self._stream.close()
+
+
+def _wants_raw_response(params: dict[str, Any]) -> bool:
+    headers = params.get("extra_headers") or {}
+    return any(name.lower() == _RAW_RESPONSE_HEADER for name in headers)
+
+
+def _tell(answer: Any, info: CacheInfo | None) -> Any:
+    # The way the SDK puts its own `_request_id` on an answer: an attribute that is no field.
+    object.__setattr__(answer, _INFO, info)
+    return answer

@@ -1,0 +1,87 @@
+"""`llm-cache stats`: what all processes have done together."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from redis import Redis
+
+QUESTION = "What is the capital of France?"
+
+
+@pytest.fixture
+def stats(cli, redis_url, namespace):
+    def run(*args):
+        return cli("stats", "--redis-url", redis_url, "--namespace", namespace, *args)
+
+    return run
+
+
+@pytest.fixture
+def asked(cli, redis_url, namespace, service):
+    """A miss, an exact and a semantic hit, by processes that have ended."""
+    lines = f"{QUESTION}\n{QUESTION}\nwhat is the capital of france\n"
+    ran = cli(
+        *("chat", "--redis-url", redis_url, "--namespace", namespace, "--json"),
+        stdin=lines,
+        env=service,
+    )
+    assert ran.exit_code == 0, ran.output
+    return [json.loads(line) for line in ran.stdout.splitlines()]
+
+
+def test_json_counts_calls_entries_and_savings(stats, asked):
+    numbers = json.loads(stats("--json").stdout)
+
+    assert numbers["miss"] == numbers["exact"] == numbers["semantic"] == 1
+    assert numbers["hit_rate"] == 0.667
+    assert numbers["entries"] == 1
+    assert [index["dimensions"] for index in numbers["indexes"]] == [1536]
+    assert numbers["redis_memory_bytes"] > 0
+    assert numbers["prompt_tokens_saved"] == 2 * asked[0]["usage"]["prompt_tokens"]
+    assert numbers["completion_tokens_saved"] == 2 * asked[0]["usage"]["completion_tokens"]
+    assert numbers["usd_saved"] > 0
+    assert numbers["price_model"] == "gpt-4o-mini"
+
+
+def test_another_price_model_tells_other_savings(stats, asked):
+    cheap = json.loads(stats("--json").stdout)["usd_saved"]
+
+    assert json.loads(stats("--json", "--price-model", "gpt-4o").stdout)["usd_saved"] > cheap
+
+
+def test_people_see_the_same(stats, asked):
+    ran = stats()
+
+    assert ran.exit_code == 0
+    assert "hit rate      66.7%" in ran.stdout
+    assert "1 entries of 1536 dimensions" in ran.stdout
+    assert "at the prices of gpt-4o-mini" in ran.stdout
+
+
+def test_an_unused_namespace_is_all_zeros_and_stays_unused(stats, redis_url, namespace):
+    numbers = json.loads(stats("--json").stdout)
+
+    assert numbers["hit_rate"] == 0.0
+    assert numbers["entries"] == 0
+    assert numbers["indexes"] == []
+    with Redis.from_url(redis_url, decode_responses=True) as redis:
+        assert redis.keys(f"{namespace}:*") == []
+        assert not [name for name in redis.execute_command("FT._LIST") if namespace in name]
+
+
+def test_a_redis_without_search_has_no_entries_to_count(cli, plain_redis):
+    ran = cli("stats", "--redis-url", plain_redis, "--json")
+
+    assert ran.exit_code == 0
+    assert json.loads(ran.stdout)["entries"] is None
+
+
+def test_no_redis_is_one_line(cli):
+    ran = cli("stats", "--redis-url", "redis://user:secret@127.0.0.1:1")
+
+    assert ran.exit_code == 1
+    assert ran.stdout == ""
+    assert "no usable Redis at redis://***@127.0.0.1:1" in ran.stderr
+    assert "secret" not in ran.stderr
