@@ -1,22 +1,31 @@
 """An asyncio, Redis-only cache for LLM answers: exact and semantic, never a wrong answer."""
 
+from llm_cache._core.control import CacheControl
 from llm_cache._core.types import CacheStatus
+from llm_cache._explain import Explanation, Neighbour
 from llm_cache.cache import LLMCache
 from llm_cache.config import CacheConfig, Normalization
 from llm_cache.embedders import CallableEmbedder, Embedder, OpenAIEmbedder
 from llm_cache.local import LocalEmbedder
-from llm_cache.reply import ChatReply
+from llm_cache.reply import CachedValue, CacheInfo, ChatReply, ChatStream, cache_info
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CacheConfig",
+    "CacheControl",
+    "CacheInfo",
     "CacheStatus",
+    "CachedValue",
     "CallableEmbedder",
     "ChatReply",
+    "ChatStream",
     "Embedder",
+    "Explanation",
     "LLMCache",
     "LocalEmbedder",
+    "Neighbour",
     "Normalization",
     "OpenAIEmbedder",
+    "cache_info",
 ]

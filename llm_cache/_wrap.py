@@ -13,8 +13,9 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from llm_cache._call import CALL_OPTIONS, CallOptions
 from llm_cache._http.upstream import Upstream
+from llm_cache._wrap_embeddings import CachedEmbeddings
 from llm_cache.errors import InvalidRequest
-from llm_cache.reply import CacheInfo, ChatStream
+from llm_cache.reply import CacheInfo, ChatStream, cache_info, set_cache_info
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     from llm_cache.cache import LLMCache
 
-_INFO = "_llm_cache_info"
 _RAW_RESPONSE_HEADER = "x-stainless-raw-response"
 
 
@@ -34,6 +34,7 @@ def wrap(cache: LLMCache, client: AsyncOpenAI, options: CallOptions) -> AsyncOpe
     wrapped: Any = copy.copy(client)
     upstream = Upstream(client)
     wrapped.__dict__["chat"] = _CachedChat(wrapped, cache, upstream, options)
+    wrapped.__dict__["embeddings"] = CachedEmbeddings(wrapped, cache, upstream, options)
 
     def derive(**changes: Any) -> AsyncOpenAI:
         return wrap(cache, client.copy(**changes), options)
@@ -41,17 +42,6 @@ def wrap(cache: LLMCache, client: AsyncOpenAI, options: CallOptions) -> AsyncOpe
     wrapped.__dict__["copy"] = derive
     wrapped.__dict__["with_options"] = derive
     return cast("AsyncOpenAI", wrapped)
-
-
-def cache_info(answer: object) -> CacheInfo | None:
-    """Return how *answer* of a wrapped client was come by; `None` where no cache had a part in it.
-
-    *answer* is what `create` or `parse` returned. Of a fresh stream, the key is known at its end.
-    """
-    if isinstance(answer, _CachedStream):
-        return answer.info
-    info = getattr(answer, _INFO, None)
-    return info if isinstance(info, CacheInfo) else None
 
 
 class _CachedChat(AsyncChat):
@@ -90,7 +80,7 @@ class _CachedCompletions(AsyncCompletions):
             return _CachedStream(await self._cache._chunks(call, request, self._upstream))  # noqa: SLF001
         reply, original = await self._cache._complete(call, request, self._upstream)  # noqa: SLF001
         completion = ChatCompletion.construct(**reply.data) if original is None else original
-        return _tell(completion, reply)
+        return set_cache_info(completion, reply)
 
     async def parse(
         self, *, messages: Any, model: Any, response_format: Any = None, **params: Any
@@ -113,8 +103,7 @@ class _CachedCompletions(AsyncCompletions):
         parsed = parse_chat_completion(
             response_format=kind, chat_completion=completion, input_tools=tools
         )
-        told: ParsedChatCompletion[Any] = _tell(parsed, cache_info(completion))
-        return told
+        return set_cache_info(parsed, cache_info(completion))
 
 
 class _CachedStream(AsyncStream[ChatCompletionChunk]):
@@ -126,8 +115,7 @@ class _CachedStream(AsyncStream[ChatCompletionChunk]):
         self.response = cast("Any", chunks.response or _NoResponse(self))
 
     @property
-    def info(self) -> CacheInfo:
-        """How the answer is come by."""
+    def _llm_cache_info(self) -> CacheInfo:
         return self._chunks.info
 
     async def __anext__(self) -> ChatCompletionChunk:
@@ -157,9 +145,3 @@ class _NoResponse:
 def _wants_raw_response(params: dict[str, Any]) -> bool:
     headers = params.get("extra_headers") or {}
     return any(name.lower() == _RAW_RESPONSE_HEADER for name in headers)
-
-
-def _tell(answer: Any, info: CacheInfo | None) -> Any:
-    # The way the SDK puts its own `_request_id` on an answer: an attribute that is no field.
-    object.__setattr__(answer, _INFO, info)
-    return answer

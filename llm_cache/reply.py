@@ -165,3 +165,22 @@ class ChatStream(Generic[_T]):
         leave, self._leave = self._leave, None
         if leave is not None:
             leave()
+
+
+_INFO = "_llm_cache_info"
+
+
+def cache_info(answer: object) -> CacheInfo | None:
+    """Return how *answer* of a wrapped client was come by; `None` where no cache had a part in it.
+
+    *answer* is what `create` or `parse` returned. Of a fresh stream, the key is known at its end.
+    """
+    info = getattr(answer, _INFO, None)
+    return info if isinstance(info, CacheInfo) else None
+
+
+def set_cache_info(answer: _T, info: CacheInfo | None) -> _T:
+    """Put *info* on an object of the SDK, where `cache_info` finds it."""
+    # The way the SDK puts its own `_request_id` on an answer: an attribute that is no field.
+    object.__setattr__(answer, _INFO, info)
+    return answer

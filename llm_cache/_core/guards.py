@@ -11,6 +11,7 @@ that stand in the place of another still count, opposites do not.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -97,16 +98,19 @@ def _numbers(new: Signature, cached: Signature, difference: _Difference) -> bool
 
 def _count_apart(new: Sequence[str], cached: Sequence[str]) -> bool:
     """Whether the numbers differ in more than a "one" or a "two" that may be mere grammar."""
-    only_new, only_cached = list(new), list(cached)
-    for number in new:
-        for same in (number, f"~{number}", number.removeprefix("~")):
-            if same in only_cached:
-                only_new.remove(number)
-                only_cached.remove(same)
-                break
+    only_new, only_cached = Counter(new), Counter(cached)
+    only_new, only_cached = only_new - only_cached, only_cached - only_new
+    only_new, only_cached = _paired(only_new, only_cached)
+    only_cached, only_new = _paired(only_cached, only_new)
     if only_new and only_cached:
         return True
     return any(number[0] != "~" for number in (*only_new, *only_cached))
+
+
+def _paired(written: Counter[str], spelled: Counter[str]) -> tuple[Counter[str], Counter[str]]:
+    """Both without each "2" of *written* that is a "two" in *spelled*."""
+    pairs = {number: min(count, spelled[f"~{number}"]) for number, count in written.items()}
+    return written - Counter(pairs), spelled - Counter({f"~{n}": k for n, k in pairs.items()})
 
 
 def _times_apart(difference: _Difference) -> bool:
@@ -382,9 +386,10 @@ def _asks(new: Signature, cached: Signature, difference: _Difference) -> bool:
 
 
 def _governed(new: Signature, cached: Signature, difference: _Difference) -> bool:
+    """Whether the prompts are equal but for the object of an "in", "for" or "with"."""
     if not _substituted(new, cached, difference):
         return False
-    roles = {role for role, word in new.roles if word in difference.new}
+    roles = {role for role, word in new.roles if word in difference.new} - {"OF"}
     return any(role in roles and word in difference.cached for role, word in cached.roles)
 
 

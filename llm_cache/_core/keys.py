@@ -96,6 +96,14 @@ class Keys:
         """Key of the aliases and entries of an answer (set)."""
         return f"{self.namespace}:refs:{{{digest}}}"
 
+    def lease(self, digest: str) -> str:
+        """Key of who is making the answer of *digest* (string)."""
+        return f"{self.namespace}:lease:{{{digest}}}"
+
+    def landed(self, digest: str, *, database: int) -> str:
+        """Name of the channel that tells of the end of a lease; channels know no databases."""
+        return f"{self.namespace}:landed:{database}:{{{digest}}}"
+
     def index(self, space: str) -> str:
         """Name of the index of one vector space."""
         return f"{self.namespace}:idx:{space}"

@@ -261,15 +261,18 @@ def _fold_params(sent: Mapping[str, Any], defaults: Mapping[str, Mapping[str, An
     }
     extra = {name: _mapping(sent.get(name), name) for name in _EXTRAS}
     given = [*defaults.get("extra_headers", {}).items(), *extra["extra_headers"].items()]
-    headers = {
-        name.lower(): value for name, value in given if name.lower() not in _TRANSPORT_HEADERS
-    }
+    headers = {name.lower(): value for name, value in given if not _is_transport(name.lower())}
     query = {**defaults.get("extra_query", {}), **extra["extra_query"]}
     return [
         canonical.fold({**body, **extra["extra_body"]}, "the request"),
         canonical.fold(headers, "extra_headers"),
         canonical.fold(query, "extra_query"),
     ]
+
+
+def _is_transport(header: str) -> bool:
+    # The SDK tells its platform, retries and helpers in headers of one prefix.
+    return header in _TRANSPORT_HEADERS or header.startswith("x-stainless-")
 
 
 def _mapping(value: Any, name: str) -> Mapping[str, Any]:

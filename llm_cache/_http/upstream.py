@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI, AsyncStream
     from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-_OWN_HEADERS = ("x-stainless-", "openai-")
-"""Prefixes of headers that the SDK sends on its own account, or to name who pays."""
+_PAYER_HEADERS = ("openai-organization", "openai-project")
+"""Headers of the client that say who pays for an answer, not what it is."""
 
 
 class Upstream:
@@ -45,7 +45,7 @@ class Upstream:
         headers = {
             name: value
             for name, value in self._given.default_headers.items()
-            if isinstance(value, str) and not name.lower().startswith(_OWN_HEADERS)
+            if isinstance(value, str) and name.lower() not in _PAYER_HEADERS
         }
         return {"extra_headers": headers, "extra_query": dict(self._given.default_query)}
 

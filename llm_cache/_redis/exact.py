@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -49,6 +49,13 @@ class ExactStore:
         """
         blob, epoch = await self._connection.execute("MGET", *self._keys_of(digest))
         return await self._judge(blob, epoch, digest)
+
+    async def lookup_many(self, digests: Sequence[str]) -> list[Lookup]:
+        """Return what `lookup` does for each of *digests*; one round trip for all."""
+        keys = [self._keys.answer(digest) for digest in digests]
+        *blobs, epoch = await self._connection.execute("MGET", *keys, self._keys.epoch)
+        pairs = zip(blobs, digests, strict=True)
+        return [await self._judge(blob, epoch, digest) for blob, digest in pairs]
 
     async def lookup_with_ttl(self, digest: str) -> tuple[Lookup, int]:
         """Return what `lookup` does and the milliseconds the entry has left; one round trip."""

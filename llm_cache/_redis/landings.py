@@ -41,11 +41,15 @@ class Ear:
         Raises:
             StoreUnavailable: the subscription was refused, or its connection failed.
         """
-        self._lost = None
-        while self.heard is None and not self._landings.hears(self._channel):
-            self._landings.want(self._channel)
-            await self._change()
-            if self._lost is not None:
+        # The connection may have been dying unnoticed; one fresh try tells that from an outage.
+        for is_last_try in (False, True):
+            self._lost = None
+            while self._lost is None:
+                if self.heard is not None or self._landings.hears(self._channel):
+                    return
+                self._landings.want(self._channel)
+                await self._change()
+            if is_last_try:
                 raise StoreUnavailable(
                     f"cannot subscribe: {type(self._lost).__name__}: {self._lost}"
                 ) from self._lost
@@ -143,7 +147,7 @@ class Landings:
             try:
                 while True:
                     # For ever: this is where the process waits for news.
-                    self._take(line, await link.read_response())  # type: ignore[no-untyped-call]
+                    self._take(line, await link.read_response())
             finally:
                 writing.cancel()
                 # If it failed, it has closed the connection and so ended the reading.
@@ -155,8 +159,8 @@ class Landings:
         while True:
             await line.wake.wait()
             line.wake.clear()
-            stale = line.confirmed - self._ears.keys()
-            if len(stale) > _MOST_STALE:
+            if len(line.confirmed) - len(self._ears) > _MOST_STALE:
+                stale = line.confirmed - self._ears.keys()
                 # Forgotten before the command is sent: whoever listens to one of them from now on
                 # subscribes again, and commands keep their order.
                 line.confirmed -= stale
@@ -215,7 +219,7 @@ def _dedicated(client: redis.Redis) -> AbstractConnection:
             "health_check_interval": 0,
         }
     )
-    # Who we are is told with `CLIENT SETINFO`; releases of redis-py differ in what switches it off.
+    # No `CLIENT SETINFO`. Releases of redis-py differ in what switches it off.
     for name in ("driver_info", "lib_name", "lib_version"):
         setattr(link, name, None)
     return link

@@ -104,7 +104,7 @@ return is_ours and 1 or 0
 class Lease:
     """The right to make the answer of one digest, renewed until it ends.
 
-    Use it as `async with lease`: left without `release` or `store_fenced`, by an exception for
+    Use it as `async with lease`: left without `release` or `Leases.store`, by an exception for
     instance, it tells the waiters that there is no answer.
     """
 
@@ -116,6 +116,8 @@ class Lease:
         """When to renew it, by the clock of the event loop."""
         self.is_lost = False
         """Whether a renewal found it gone. False proves nothing; the fence decides."""
+        self.is_ended = False
+        """Whether it was given back, or that was tried."""
 
     async def release(self, outcome: Landing) -> bool:
         """Give the lease back, and wake who waits for it; return whether it was still ours.
@@ -222,7 +224,7 @@ class Leases:
         if holder is not None and holder != token.encode():
             return None
         self._held.add(lease)
-        if self._renewing is None:
+        if self._renewing is None or self._renewing.done():
             self._renewing = asyncio.create_task(self._renew(), name="llm_cache.leases")
         return lease
 
@@ -263,20 +265,15 @@ class Leases:
 
     async def release(self, lease: Lease, outcome: Landing) -> bool:
         """Release *lease*: see `Lease.release`."""
-        if not self.forget(lease):
+        if lease.is_ended:
             return False
+        self._end(lease)
         is_ours = await _RELEASE.run(
             self._connection,
             [self._keys.lease(lease.digest)],
             [lease.token, self._channel(lease.digest), outcome],
         )
         return bool(is_ours)
-
-    def forget(self, lease: Lease) -> bool:
-        """Stop renewing *lease*; return whether it was held until now."""
-        was_held = lease in self._held
-        self._held.discard(lease)
-        return was_held
 
     async def aclose(self) -> None:
         """Release what is held as failed, as far as Redis answers, and stop listening."""
@@ -319,13 +316,17 @@ class Leases:
             [token, ttl_ms, blob, self._channel(digest), Landing.LANDED, *fields],
         )
         if lease is not None:
-            self.forget(lease)
+            self._end(lease)
         return bool(is_stored)
+
+    def _end(self, lease: Lease) -> None:
+        lease.is_ended = True
+        self._held.discard(lease)
 
     def _channel(self, digest: str) -> str:
         # A channel reaches all databases of a server; a digest may be led in each of them.
-        database = self._connection.client.get_connection_kwargs().get("db", 0)
-        return self._keys.landed(digest, database=int(database))
+        settings = self._connection.client.connection_pool.connection_kwargs
+        return self._keys.landed(digest, database=int(settings.get("db") or 0))
 
     async def _subscribe(self, ear: Ear) -> None:
         try:

@@ -94,10 +94,10 @@ def test_directives_are_read_as_the_standard_has_them(text, control):
     assert parse_cache_control(str(control)) == control
 
 
-@pytest.mark.parametrize("value", ["max-age", "max-age=", "max-age=-1", "max-age=1.5", "max-age=x"])
+@pytest.mark.parametrize("value", ["", "=", "=-1", "=1.5", "=x"])
 def test_age_that_is_no_number_is_refused(value):
     with pytest.raises(InvalidRequest, match="max-age"):
-        parse_cache_control(value)
+        parse_cache_control(f"max-age{value}")
 
 
 async def test_control_of_another_kind_is_refused(cache):

@@ -5,6 +5,7 @@ import time
 from importlib.resources import files
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,8 +15,14 @@ from llm_cache._core.guards import analyse, objection, objection_between
 from llm_cache._core.lexicon import load, stem
 
 DATA = Path(__file__).parent.parent / "data"
-TRAPS = [json.loads(line) for line in (DATA / "trap_pairs.jsonl").open(encoding="utf-8")]
-MORE_PAIRS = [json.loads(line) for line in (DATA / "guard_pairs.jsonl").open(encoding="utf-8")]
+
+
+def pairs_of(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (DATA / name).read_text(encoding="utf-8").splitlines()]
+
+
+TRAPS = pairs_of("trap_pairs.jsonl")
+MORE_PAIRS = pairs_of("guard_pairs.jsonl")
 
 
 def check(a: str, b: str, reason: str | None) -> None:
@@ -153,7 +160,7 @@ def test_some_negations_negate_nothing(a, b):
         ("Is this authorised?", "Is this transaction unauthorised?"),
         ("legal in Ohio?", "illegal in Ohio?"),
         ("a careful driver", "a careless driver"),
-        ("Why is it overrated?", "Why is it so underrated?"),
+        ("Why are nurses overpaid?", "Are nurses underpaid, and why?"),
         ("hypertension symptoms", "symptoms of hypotension"),
         ("zoom in on a page", "how to zoom out of a page"),
         ("log in to the app", "log out of the app"),
@@ -238,7 +245,7 @@ def test_one_thing_has_several_names(a, b):
         ("Exchange dollars for euros.", "Exchange euros for dollars."),
         ("Is Saturn bigger than Neptune?", "Is Neptune bigger than Saturn?"),
         ("Does stress cause insomnia?", "Does insomnia cause stress?"),
-        ("cheap trains to Vienna", "trains from Vienna, cheap"),
+        ("Is there a train to Vienna?", "Which trains leave from Vienna?"),
         ("flights from New York to Los Angeles", "flights from Los Angeles to New York"),
         ("from Santa Cruz to Los Gatos", "from Los Gatos to Santa Cruz"),
         ("Can cats eat dog food?", "Can dogs eat cat food?"),
@@ -364,14 +371,15 @@ def test_any_text_is_analysed_in_no_time(text):
     assert sum(map(len, signature.tokens)) < 30_000
 
 
-@pytest.mark.parametrize(("a", "b"), combinations(HOSTILE, 2))
-def test_hostile_texts_are_compared_in_no_time(a, b):
-    new, cached = analyse(HOSTILE[a]), analyse(HOSTILE[b])
+def test_any_two_texts_are_compared_in_no_time():
+    signatures = [analyse(text) for text in HOSTILE.values()]
+    pairs = list(combinations(signatures, 2))
     began = time.perf_counter()
 
-    assert (objection_between(new, cached) is None) == (objection_between(cached, new) is None)
+    there = [objection_between(a, b) is None for a, b in pairs]
 
-    assert time.perf_counter() - began < 1
+    assert time.perf_counter() - began < 0.01 * len(pairs)
+    assert there == [objection_between(b, a) is None for a, b in pairs]
 
 
 def test_what_is_not_read_must_be_equal():
@@ -380,13 +388,14 @@ def test_what_is_not_read_must_be_equal():
     assert objection(long + "Please.", long + "Not now.") == "length"
 
 
-WORDS = st.sampled_from(
-    "how do i what is the not n't isn't without from to than by and vs in for France Germany python"
-    " upload download best worst open close 1 2 two second 3.10 10k $ % + pm may May last next week"
-    " monday today km euros us US who where why when change password recipe vegan A B C don't know"
-    " work fail through buy purchase . ? ' large language model LLM".split()
-)
-PROMPTS = st.one_of(st.text(), st.lists(WORDS, max_size=12).map(" ".join))
+SOME_WORDS = """
+how do i what is the not n't isn't without from to than by and vs in for France Germany python
+upload download best worst open close 1 2 two second 3.10 10k $ % + pm may May last next week
+monday today km euros us US who where why when change password recipe vegan A B C don't know
+work fail through buy purchase . ? ' large language model LLM
+"""
+SENTENCES = st.lists(st.sampled_from(SOME_WORDS.split()), max_size=12).map(" ".join)
+PROMPTS = st.one_of(st.text(), SENTENCES)
 
 
 @given(PROMPTS)

@@ -4,6 +4,7 @@ import copy
 import itertools
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -32,7 +33,7 @@ ANSWERS = {
     "text": Answer(text="Grüße,\n\n  you 🙂 and you\n"),
     "default": Answer(),
     "empty text": Answer(text=""),
-    "long text": Answer(text="A rather long text, without an end in sight. " * 200),
+    "long text": Answer(text="A long text, without an end in sight. " * 30),
     "tool call": Answer(tool_calls=CALLS[:1]),
     "parallel tool calls": Answer(tool_calls=CALLS),
     "text and tool calls": Answer(text="Let me see.", tool_calls=CALLS),
@@ -53,10 +54,10 @@ ANSWERS = {
 }
 BODIES: list[Json] = [{}, {"stream_options": {"include_usage": True}}, {"logprobs": True}]
 QUIRKS = [
-    Quirks(first_chunk=first, usage=usage, empty_choices_first=empty)
-    for first in ("openai", "role-only", "merged")
-    for usage in ("own-chunk", "finish-chunk")
-    for empty in (False, True)
+    Quirks(),
+    Quirks(first_chunk="role-only", empty_choices_first=True),
+    Quirks(first_chunk="merged", usage="finish-chunk"),
+    Quirks(usage="finish-chunk", empty_choices_first=True),
 ]
 
 answers = pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
@@ -73,16 +74,19 @@ def live(answer: Answer, request: Json) -> list[Json]:
     return [ChatCompletionChunk.construct(**e).model_dump(exclude_unset=True) for e in events]
 
 
-def plain(answer: Answer, request: Json) -> Json:
-    """The plain answer, without the list that no stream sends unless there is something in it."""
-    return without_annotations(answer.completion(request))
-
-
 def without_annotations(completion: Json) -> Json:
     completion = copy.deepcopy(completion)
     for choice in completion["choices"]:
-        choice["message"].pop("annotations", None)
+        assert choice["message"].pop("annotations") == []
     return completion
+
+
+def meant(value: Any) -> Any:
+    """*value* without what is null or has nothing in it: no SDK tells these from each other."""
+    if isinstance(value, dict):
+        members = {name: meant(member) for name, member in value.items()}
+        return {name: member for name, member in members.items() if member not in (None, {}, [])}
+    return [meant(item) for item in value] if isinstance(value, list) else value
 
 
 def added(chunks: Iterable[Json], **expected: Any) -> Json | None:
@@ -101,19 +105,14 @@ def problem(*chunks: Any) -> str | None:
 
 
 def added_by_sdk(chunks: Iterable[Json]) -> Json:
-    """What the SDK makes of *chunks*, less what it adds on its own."""
+    """What the SDK makes of *chunks*, less the `index` that it leaves in tool calls."""
     state: ChatCompletionStreamState[None] = ChatCompletionStreamState()
     for chunk in chunks:
         state.handle_chunk(ChatCompletionChunk.construct(**chunk))
-    made = state.get_final_completion().to_dict()
-    for choice in made["choices"]:  # type: ignore[attr-defined]
-        message = choice["message"]
-        message.pop("parsed")
-        for call in message["tool_calls"] or [message]:
-            call.pop("index", None)
-            call.get("function", {}).pop("parsed_arguments", None)
-        if message["tool_calls"] is None:
-            del message["tool_calls"]
+    made: Json = meant(state.get_final_completion().to_dict())
+    for choice in made["choices"]:
+        for call in choice["message"].get("tool_calls", []):
+            del call["index"]
     return made
 
 
@@ -139,38 +138,29 @@ def said_by(*chunks: Json, **expected: Any) -> Json:
 
 @answers
 @bodies
-@pytest.mark.parametrize("quirks", QUIRKS, ids=str)
+@pytest.mark.parametrize("quirks", QUIRKS, ids=range(len(QUIRKS)))
 def test_stream_adds_up_to_the_plain_answer(answer, extra, quirks):
     request = body(extra)
-    asked = bool(extra.get("stream_options"))
-    shaped = Answer(
-        **{name: getattr(answer, name) for name in answer.__slots__ if name != "quirks"},
-        quirks=quirks,
-    )
-    expected = plain(answer, request)
-    if not asked and quirks.usage == "own-chunk":
+    expected = answer.completion(request)
+    if quirks.usage == "own-chunk" and "stream_options" not in extra:
         expected.pop("usage", None)
-    made = added(live(shaped, request), choices=len(expected["choices"]))
-    assert made is not None
-    for choice in (*expected["choices"], *made["choices"]):
-        # Without the role chunk of OpenAI, nothing tells null from nothing.
-        choice["message"] = {k: v for k, v in choice["message"].items() if v is not None}
-    assert made == expected
+    made = added(live(replace(answer, quirks=quirks), request), choices=len(expected["choices"]))
+    assert meant(made) == meant(expected)
 
 
 @answers
 @bodies
 def test_accumulator_agrees_with_the_sdk_on_live_streams(answer, extra):
     chunks = live(answer, body(extra))
-    made = added(chunks, choices=len(plain(answer, body(extra))["choices"]))
-    assert added_by_sdk(chunks) == {"usage": None, **(made or {})}
+    made = added(chunks, choices=len(answer.completion(body(extra))["choices"]))
+    assert meant(made) == added_by_sdk(chunks)
 
 
 @answers
 @bodies
 @pytest.mark.parametrize("stored_from", ["live", "plain"])
 def test_sdk_cannot_tell_the_replay_from_the_live_stream(answer, extra, stored_from):
-    request, asked = body(extra), bool(extra.get("stream_options"))
+    request, asked = body(extra), "stream_options" in extra
     chunks, stored = live(answer, request), answer.completion(request)
     if stored_from == "live":
         stored = added(chunks, choices=len(stored["choices"]))
@@ -188,7 +178,7 @@ def test_replay_adds_up_to_what_was_stored(answer, extra):
 
 def test_custom_tool_calls_go_both_ways():
     answer = Answer(tool_calls=[CUSTOM, CALLS[0]])
-    expected = plain(answer, body())
+    expected = without_annotations(answer.completion(body()))
     assert added(replay(expected, include_usage=True)) == expected
     made = added(live(answer, body()))
     assert made is not None
@@ -207,7 +197,7 @@ def test_function_call_of_old_goes_both_ways():
     assert made is not None
     assert made["choices"][0]["message"]["function_call"] == call
     assert added(replay(made, include_usage=False)) == made
-    assert added_by_sdk(replay(made, include_usage=False))["choices"] == made["choices"]
+    assert added_by_sdk(replay(made, include_usage=False)) == meant(made)
 
 
 def test_fields_of_providers_get_through():
@@ -320,12 +310,7 @@ def test_sdk_makes_of_any_replay_what_was_stored(stored):
         choice["finish_reason"] = "stop"  # for two of the others the SDK raises
         calls = choice["message"].get("tool_calls") or []
         assume(all(call["type"] == "function" for call in calls))  # it drops the others
-    made = added_by_sdk(replay(stored, include_usage=True))
-    for mine, theirs in zip(stored["choices"], made["choices"], strict=True):
-        if not mine["message"].get("tool_calls"):
-            mine["message"].pop("tool_calls", None)
-        assert theirs == mine
-    assert made["usage"] == stored.get("usage")
+    assert added_by_sdk(replay(stored, include_usage=True)) == meant(stored)
 
 
 @given(completions(), st.booleans())
@@ -336,7 +321,7 @@ def test_chunks_are_what_the_sdk_takes_for_chunks(stored, include_usage):
         assert chunk["object"] == "chat.completion.chunk"
         assert ("usage" in chunk) == include_usage
         ChatCompletionChunk.construct(**chunk)
-    assert "".join(map(text_of, replayed)) == stored["choices"][0]["message"]["content"] or ""
+    assert "".join(map(text_of, replayed)) == (stored["choices"][0]["message"]["content"] or "")
 
 
 @given(completions(), st.data())
@@ -406,7 +391,7 @@ def test_choices_may_come_in_any_order():
 
 
 def test_several_choices_may_share_a_chunk():
-    chunks = live(Answer(text="one", n=2), body())
+    chunks = live(Answer(choices=[Choice(text="one two")] * 2), body())
     pairs = zip(chunks[::2], chunks[1::2], strict=True)
     shared = [{**a, "choices": a["choices"] + b["choices"]} for a, b in pairs]
     assert added(shared, choices=2) == added(chunks, choices=2)
@@ -427,8 +412,9 @@ def test_role_repeated_in_every_chunk_is_one_role():
     assert said_by(*chunks) == {"role": "assistant", "content": "abc"}
 
 
-def test_role_that_was_never_sent_is_the_assistants():
-    assert said_by(delta("a"))["role"] == "assistant"
+@pytest.mark.parametrize("said", [{}, {"role": None}, {"role": ""}])
+def test_role_that_was_never_sent_is_the_assistants(said):
+    assert said_by(delta(delta=said), delta("a"))["role"] == "assistant"
 
 
 @pytest.mark.parametrize("nothing", [{}, None])
@@ -577,10 +563,7 @@ def test_nesting_has_a_limit(depth):
     assert (problem(nested(depth)) is None) == (depth == 32)
 
 
-FIELDS = st.sampled_from(
-    "id index role content tool_calls function name arguments type delta finish_reason logprobs"
-    " message choices audio error x".split()
-)
+FIELDS = st.sampled_from(["index", "role", "content", "tool_calls", "function", "name", "x"])
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-1, 3) | st.floats() | st.sampled_from(["", "a"]),
     lambda value: st.lists(value, max_size=3) | st.dictionaries(FIELDS, value, max_size=4),

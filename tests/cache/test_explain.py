@@ -1,0 +1,64 @@
+"""`explain` says what would happen, and why."""
+
+QUESTION = "What is the capital of France?"
+REPHRASED = "Tell me the capital city of France."
+OTHER = "What is the capital of Spain?"
+
+
+async def test_unknown_request_would_be_a_miss(cache, upstream):
+    told = await cache.explain(QUESTION, temperature=0)
+
+    assert (told.status, told.neighbours) == ("miss", ())
+    assert told.parts["model"] == "gpt-4o-mini"
+    assert told.parts["body"] == {"temperature": 0}
+    assert told.parts["base_url"] == str(upstream.client().base_url)
+    assert told.compared == told.parts["normalized"] == QUESTION
+
+
+async def test_what_it_says_is_what_happens(cache, embedder):
+    embedder.similar(QUESTION, REPHRASED, 0.95)
+    await cache.chat(QUESTION)
+
+    for prompt, status in ((QUESTION, "exact"), (REPHRASED, "semantic")):
+        told = await cache.explain(prompt)
+        assert told.status == status
+        assert (await cache.chat(prompt)).status == status
+
+
+async def test_it_changes_and_counts_nothing(cache, redis, embedder):
+    embedder.similar(QUESTION, REPHRASED, 0.95)
+    await cache.chat(QUESTION)
+    before = await redis.dbsize(), cache.stats()
+    await cache.explain(REPHRASED)
+    assert (await redis.dbsize(), cache.stats()) == before
+
+
+async def test_every_candidate_has_its_verdict(cache, redis, embedder):
+    far, gone = "How do I bake bread?", "Name the capital of France, please."
+    for prompt, similarity in ((REPHRASED, 0.93), (OTHER, 0.97), (far, 0.5), (gone, 0.95)):
+        embedder.similar(QUESTION, prompt, similarity)
+        key = await cache.store_semantic(prompt, "an answer")
+    await redis.delete(key)
+
+    told = await cache.explain(QUESTION)
+
+    verdicts = {n.prompt: n.verdict for n in told.neighbours}
+    assert verdicts[OTHER].startswith("guard: ")
+    assert verdicts[gone] == "answer gone"
+    assert verdicts[REPHRASED] == "served"
+    assert verdicts[far] == "similarity below 0.9"
+    assert [n.similarity for n in told.neighbours] == sorted(
+        (n.similarity for n in told.neighbours), reverse=True
+    )
+
+
+async def test_call_that_would_be_bypassed_says_why(cache):
+    told = await cache.explain(QUESTION, cache_control="no-store")
+    assert (told.status, told.reason) == ("bypass", "the cache takes no part: no-store")
+
+
+async def test_scope_tells_who_shares(cache):
+    mine, same = await cache.explain(QUESTION), await cache.explain(OTHER)
+    other = await cache.explain(QUESTION, tenant="acme")
+    assert mine.scope == same.scope != other.scope
+    assert mine.key != same.key

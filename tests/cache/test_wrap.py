@@ -1,0 +1,233 @@
+"""The drop-in client behaves as the SDK's own."""
+
+import asyncio
+
+import openai
+import pytest
+from pydantic import BaseModel
+
+from llm_cache import cache_info
+from llm_cache.errors import InvalidRequest, OnlyIfCachedMiss
+from llm_cache.testing import Answer, tool_call
+
+MESSAGES = [{"role": "user", "content": "What is the capital of France?"}]
+REPHRASED = [{"role": "user", "content": "Tell me the capital city of France."}]
+
+
+@pytest.fixture
+def client(cache, upstream):
+    return cache.wrap(upstream.client())
+
+
+async def create(client, messages=MESSAGES, **params):
+    return await client.chat.completions.create(model="m", messages=messages, **params)
+
+
+async def test_second_call_is_answered_by_the_cache(client, upstream):
+    first = await create(client)
+    second = await create(client)
+
+    assert upstream.calls == 1
+    assert type(second) is type(first)
+    assert second.model_dump() == first.model_dump()
+    assert (cache_info(first).status, cache_info(second).status) == ("miss", "exact")
+    assert cache_info(second).key == cache_info(first).key
+
+
+async def test_rephrased_call_is_answered_too(client, embedder):
+    embedder.similar(MESSAGES[0]["content"], REPHRASED[0]["content"], 0.95)
+    await create(client)
+    assert cache_info(await create(client, REPHRASED)).status == "semantic"
+
+
+async def test_client_is_of_the_clients_own_class_and_the_original_stays_as_it_was(
+    client, cache, upstream
+):
+    original = upstream.client()
+    wrapped = cache.wrap(original)
+    await create(wrapped)
+
+    assert isinstance(wrapped, openai.AsyncOpenAI)
+    assert cache_info(await create(original)) is None
+    assert upstream.calls == 2
+
+
+async def test_chat_and_wrapped_client_share_their_entries(cache, upstream):
+    client = upstream.client()
+    cache_of_client = cache
+    await cache_of_client.chat(MESSAGES, model="m")
+    assert cache_info(await create(cache.wrap(client))).status == "exact"
+
+
+async def test_streams_are_the_sdks(client, upstream):
+    texts = []
+    for status in ("miss", "exact"):
+        stream = await create(client, stream=True)
+        assert isinstance(stream, openai.AsyncStream)
+        texts.append([c.choices[0].delta.content or "" async for c in stream])
+        assert cache_info(stream).status == status
+    assert "".join(texts[0]) == "".join(texts[1])
+    assert upstream.calls == 1
+
+
+async def test_stream_can_be_left(client, upstream):
+    upstream.answer(Answer(text="one two", gate=asyncio.Event(), gate_after=2))
+    async with await create(client, stream=True) as stream:
+        await anext(stream)
+    await upstream.disconnected()
+
+
+async def test_usage_chunk_comes_only_to_those_who_ask(client, upstream):
+    async def usages(**params):
+        stream = await create(client, stream=True, **params)
+        return [c.usage for c in [c async for c in stream] if c.usage is not None]
+
+    assert await usages() == []
+    (fresh,) = await usages(stream_options={"include_usage": True}, seed=1)
+    (replayed,) = await usages(stream_options={"include_usage": True}, seed=1)
+    assert replayed == fresh
+    assert await usages(seed=1) == []
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(text="Paris is the capital."),
+        Answer(text=None, finish_reason="tool_calls", tool_calls=[tool_call("f", {"a": 1})]),
+        Answer(text=None, refusal="I cannot help with that."),
+        Answer(text="Paris, of course.", n=2),
+    ],
+    ids=["text", "tools", "refusal", "two choices"],
+)
+async def test_accumulated_stream_equals_the_plain_answer(client, upstream, answer):
+    """Live, replayed and plain give the SDK's own accumulator one final message."""
+    params = {"n": answer.n} if answer.n else {}
+
+    async def accumulate():
+        stream = client.chat.completions.stream(model="m", messages=MESSAGES, **params)
+        async with stream as events:
+            async for _ in events:
+                pass
+            final = await events.get_final_completion()
+        return [c.message.model_dump(exclude_none=True) for c in final.choices]
+
+    upstream.answer(answer)
+    live = await accumulate()
+    replayed = await accumulate()
+    plain = await create(client, **params)
+    messages = [c.message.model_dump(exclude_none=True) for c in plain.choices]
+
+    assert upstream.calls == 1
+    assert live == replayed
+    for message in (*messages, *live):
+        for call in message.get("tool_calls", ()):
+            call.pop("index", None)
+            call["function"].pop("parsed_arguments", None)
+    assert live == messages
+
+
+class Capital(BaseModel):
+    city: str
+
+
+async def test_parse_gives_the_parsed_object_from_the_cache_too(client, upstream):
+    upstream.answer('{"city": "Paris"}')
+
+    async def parse():
+        return await client.chat.completions.parse(
+            model="m", messages=MESSAGES, response_format=Capital
+        )
+
+    first, second = await parse(), await parse()
+    assert (
+        first.choices[0].message.parsed
+        == second.choices[0].message.parsed
+        == Capital(city="Paris")
+    )
+    assert cache_info(second).status == "exact"
+    assert upstream.chat_requests[0].body["response_format"]["type"] == "json_schema"
+
+
+async def test_schema_of_another_shape_is_another_request(client, upstream):
+    class Other(BaseModel):
+        city: str
+        country: str
+
+    upstream.default = '{"city": "Paris", "country": "France"}'
+    for shape in (Capital, Other):
+        await client.chat.completions.parse(model="m", messages=MESSAGES, response_format=shape)
+    assert upstream.calls == 2
+
+
+async def test_derived_clients_are_cached_too(client, upstream):
+    await create(client)
+    for derived in (client.with_options(timeout=5), client.copy(max_retries=1)):
+        assert cache_info(await create(derived)).status == "exact"
+    elsewhere = client.with_options(base_url=upstream.base_url.replace("127.0.0.1", "localhost"))
+    assert cache_info(await create(elsewhere)).status == "miss"
+
+
+async def test_headers_and_query_of_the_client_are_part_of_the_key(cache, upstream):
+    def client(**options):
+        return cache.wrap(upstream.client(**options))
+
+    await create(client())
+    assert cache_info(await create(client(default_headers={"X-Variant": "b"}))).status == "miss"
+    assert cache_info(await create(client(default_query={"api-version": "2"}))).status == "miss"
+    assert cache_info(await create(client(api_key="another key"))).status == "exact"
+
+
+async def test_options_of_the_client_hold_for_its_calls(cache, upstream, redis):
+    acme = cache.wrap(upstream.client(), tenant="acme", ttl_s=60)
+    other = cache.wrap(upstream.client(), tenant="other")
+    key = cache_info(await create(acme)).key
+
+    assert cache_info(await create(other)).status == "miss"
+    assert cache_info(await create(acme)).status == "exact"
+    assert await redis.pttl(key) <= 60_000
+    assert cache_info(await create(acme, tenant="third")).status == "miss"
+
+
+async def test_cache_control_goes_through_extra_headers(client, upstream):
+    with pytest.raises(OnlyIfCachedMiss):
+        await create(client, extra_headers={"Cache-Control": "only-if-cached"})
+    await create(client)
+    again = await create(client, extra_headers={"Cache-Control": "no-cache"})
+    assert cache_info(again).status == "miss"
+    left_out = await create(client, extra_headers={"Cache-Control": "no-store"})
+    assert cache_info(left_out).status == "bypass"
+
+
+async def test_raw_responses_pass_through(client, upstream):
+    raw = await client.chat.completions.with_raw_response.create(model="m", messages=MESSAGES)
+    assert raw.status_code == 200
+    assert raw.parse().choices[0].message.content
+    assert upstream.calls == 1
+
+
+async def test_everything_else_is_the_clients_own(client, upstream):
+    upstream.route("/v1/models", lambda _: {"object": "list", "data": []}, method="GET")
+    assert (await client.models.list()).data == []
+
+
+async def test_info_is_no_field_of_the_answer(client):
+    completion = await create(client)
+    assert "llm_cache" not in str(completion.model_dump())
+    assert "llm_cache" not in completion.model_dump_json()
+    assert cache_info(object()) is None
+
+
+@pytest.mark.parametrize("messages", ["Hi", [], [{"role": "robot", "content": "Hi"}], [3]])
+async def test_malformed_messages_are_refused_before_the_model_is_asked(
+    client, upstream, messages
+):
+    with pytest.raises(InvalidRequest):
+        await create(client, messages)
+    assert upstream.calls == 0
+
+
+async def test_sdk_messages_can_be_sent_back(client, upstream):
+    first = await create(client)
+    history = [*MESSAGES, first.choices[0].message, {"role": "user", "content": "And of Spain?"}]
+    assert cache_info(await create(client, history)).status == "miss"
+    assert cache_info(await create(client, history)).status == "exact"
