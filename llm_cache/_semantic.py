@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from llm_cache._core import guards, similarity
 from llm_cache._core import keys as identity
-from llm_cache._core import similarity
 from llm_cache._core.keys import Keys
 from llm_cache._core.types import Candidate, Entry
 from llm_cache._core.vectors import Vector, check_vectors
@@ -108,6 +108,9 @@ class SemanticLayer:
             dimensions=dimensions,
         )
         await vectors.ensure_index()
+        if self.is_guarded:
+            # The word lists take 20 ms or more to read; the first hit shall not wait for them.
+            await asyncio.to_thread(guards.prepare)
         self._vectors = vectors
 
     async def locate(

@@ -19,7 +19,12 @@ from typing import Final
 from llm_cache._core.lexicon import load
 from llm_cache._core.signature import Signature, analyse
 
-__all__ = ["Signature", "analyse", "objection", "objection_between"]
+__all__ = ["Signature", "analyse", "objection", "objection_between", "prepare"]
+
+
+def prepare() -> None:
+    """Read the word lists, which the first call would do otherwise. Takes 20 ms or more."""
+    load()
 
 
 def objection(new: str, cached: str) -> str | None:

@@ -16,7 +16,10 @@ from llm_cache.cli.app import make_app
 
 # What the machine or the person in front of it has set must not change what a test sees.
 NOT_SET = dict.fromkeys(
-    "OPENAI_API_KEY OPENAI_BASE_URL REDIS_URL COLUMNS FORCE_COLOR NO_COLOR PY_COLORS".split()
+    [
+        *("OPENAI_API_KEY", "OPENAI_BASE_URL", "REDIS_URL"),
+        *("COLUMNS", "FORCE_COLOR", "NO_COLOR", "PY_COLORS"),
+    ]
 )
 
 

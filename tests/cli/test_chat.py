@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
+import select
 import subprocess
 import sys
 
@@ -185,45 +187,54 @@ def test_in_a_terminal_it_asks_line_by_line_until_ctrl_d(
     environment, redis_url, namespace, service
 ):
     command = ["chat", "--redis-url", redis_url, "--namespace", namespace]
-    ran = in_terminal(command, {**environment, **service}, typed=b"Hi\nHi\n\x04")
+    code, shown = in_terminal(command, {**environment, **service}, typed=["Hi\n", "Hi\n", "\x04"])
 
-    assert ran.returncode == 0
-    assert "miss, " in ran.stdout
-    assert "exact, " in ran.stdout
+    assert code == 0
+    assert "miss, " in shown
+    assert "exact, " in shown
 
 
 def test_in_a_terminal_a_failure_does_not_end_the_conversation(environment, redis_url, namespace):
     command = ["chat", "--redis-url", redis_url, "--namespace", namespace, "--no-semantic"]
     command += ["--base-url", "http://127.0.0.1:1/v1"]
-    ran = in_terminal(command, environment, typed=b"Hi\n\x04")
+    code, shown = in_terminal(command, environment, typed=["Hi\n", "\x04"])
 
-    assert ran.returncode == 0
-    assert "the model's service failed" in ran.stdout
+    assert code == 0
+    assert "the model's service failed" in shown
 
 
 def in_terminal(
-    command: list[str], environment: dict[str, str], *, typed: bytes
-) -> subprocess.CompletedProcess[str]:
-    """Run a command in a terminal where somebody has typed already."""
+    command: list[str], environment: dict[str, str], *, typed: list[str]
+) -> tuple[int, str]:
+    """Run a command in a terminal where somebody types whenever there is a prompt.
+
+    Returns the exit code and what was shown, without colours.
+    """
     ours, theirs = pty.openpty()
     with subprocess.Popen(
         [sys.executable, "-m", "llm_cache.cli", *command],
-        env={**environment, "TERM": "xterm", "COLUMNS": "80"},
+        env={**environment, "TERM": "xterm"},
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
         start_new_session=True,
     ) as process:
         os.close(theirs)
-        os.write(ours, typed)
         shown = b""
-        while True:
-            try:
-                part = os.read(ours, 4096)
-            except OSError:  # how Linux says that nobody holds the other end any more
-                part = b""
-            if not part:
-                break
+        prompts = 0
+        while part := _read(ours):
             shown += part
+            if shown.count("› ".encode()) > prompts:
+                os.write(ours, typed[prompts].encode())
+                prompts += 1
     os.close(ours)
-    return subprocess.CompletedProcess(command, process.returncode, shown.decode(), "")
+    return process.returncode, re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+
+
+def _read(terminal: int) -> bytes:
+    ready, _, _ = select.select([terminal], [], [], 20)
+    assert ready, "the command waits for something that nobody types"
+    try:
+        return os.read(terminal, 4096)
+    except OSError:  # how Linux says that nobody holds the other end any more
+        return b""

@@ -1,6 +1,7 @@
 """One process makes the answer, the others are told. Real processes, a real Redis."""
 
 import asyncio
+import itertools
 import signal
 import sys
 from collections import Counter
@@ -12,7 +13,6 @@ import pytest
 
 from llm_cache._core.keys import Keys
 from llm_cache._redis import landings as landings_module
-from llm_cache._redis import lease as lease_module
 from llm_cache._redis.connection import Connection
 from llm_cache._redis.embedded import EmbeddedRedis
 from llm_cache._redis.lease import Landing, Lease, Leases
@@ -23,6 +23,8 @@ OTHER = "b" * 32
 NEVER_S = 600.0
 """A lease that outlives the test: whoever wakes up was told."""
 PATIENCE_S = 60.0
+
+MakeLeases = Callable[..., Leases]
 
 WORKER = """
 import asyncio, sys
@@ -126,12 +128,13 @@ async def connection(request, redis_url):
 
 
 @pytest.fixture
-async def make_leases(connection, keys):
-    made = []
+async def make_leases(connection, keys) -> AsyncIterator[MakeLeases]:
+    made: list[Leases] = []
 
     def make(lease_s: float = NEVER_S, renew_s: float = 200.0) -> Leases:
-        made.append(Leases(connection, keys, lease_s=lease_s, renew_s=renew_s))
-        return made[-1]
+        leases = Leases(connection, keys, lease_s=lease_s, renew_s=renew_s)
+        made.append(leases)
+        return leases
 
     yield make
     for leases in made:
@@ -139,12 +142,12 @@ async def make_leases(connection, keys):
 
 
 @pytest.fixture
-def leases(make_leases) -> Leases:
+def leases(make_leases: MakeLeases) -> Leases:
     return make_leases()
 
 
 @pytest.fixture
-def others(make_leases) -> Leases:
+def others(make_leases: MakeLeases) -> Leases:
     """What another process has: other tokens, another subscription."""
     return make_leases()
 
@@ -173,6 +176,11 @@ async def waiting(redis, keys, leases: Leases, digest: str = DIGEST) -> "asyncio
     while (await calls(redis))["pttl"] == before["pttl"] and not task.done():
         pass
     return task
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 - what is awaited knows of no event
+        await asyncio.sleep(0)
 
 
 async def calls(redis) -> Counter[str]:
@@ -225,7 +233,7 @@ async def test_lease_is_taken_by_one_plain_command(leases, redis):
 async def test_lease_whose_reply_was_lost_is_ours_when_the_command_is_sent_again(
     leases, redis, keys, monkeypatch
 ):
-    monkeypatch.setattr(lease_module.secrets, "token_hex", lambda _: "token")
+    monkeypatch.setattr("secrets.token_hex", lambda _: "token")
     await redis.set(keys.lease(DIGEST), "token", px=60_000)
 
     assert (await held(leases)).token == "token"
@@ -256,8 +264,7 @@ async def test_many_leases_are_renewed_in_one_round_trip(make_leases, redis, key
         await original(due)
 
     leases._extend = extend
-    while sum(sent) < 20:
-        await asyncio.sleep(0.01)
+    await until(lambda: sum(sent) == 20)
     assert len(sent) <= 3
 
 
@@ -266,17 +273,15 @@ async def test_lease_that_ends_before_its_first_renewal_costs_none(make_leases, 
     async with counted(redis) as made:
         for _ in range(3):
             await (await held(leases)).release(Landing.FAILED)
-        # Nothing is held, so this ends with its next look.
-        await leases._renewing
+        # Nothing is held, so it ends with its next look.
+        await until(lambda: leases._renewing is None)
     assert made["getex"] == 0
-    assert leases._renewing is None
 
 
 async def test_lease_taken_after_a_rest_is_renewed_too(make_leases, redis):
     leases = make_leases(lease_s=30, renew_s=0.02)
     await (await held(leases)).release(Landing.FAILED)
-    while leases._renewing is not None:
-        await asyncio.sleep(0)
+    await until(lambda: leases._renewing is None)
     async with counted(redis) as made:
         await held(leases)
         while (await calls(redis))["getex"] < 1:
@@ -289,11 +294,10 @@ async def test_lease_that_is_lost_is_remembered_and_no_longer_renewed(make_lease
     lease = await held(leases)
     await redis.set(keys.lease(DIGEST), "another", px=60_000)
 
-    while not lease.is_lost:
-        await asyncio.sleep(0)
+    await until(lambda: lease.is_lost)
 
     assert await redis.get(keys.lease(DIGEST)) == b"another"
-    await leases._renewing
+    await until(lambda: leases._renewing is None)
     async with counted(redis) as made:
         assert not await lease.release(Landing.FAILED)
     assert made["getex"] == 0
@@ -458,21 +462,20 @@ async def test_lease_that_runs_out_ends_the_wait_without_any_message(leases, red
     assert await leases.acquire(DIGEST) is not None
 
 
-async def test_live_leader_is_asked_about_once_a_lease(make_leases, redis, keys):
-    lease_s, renewed = 0.5, 0
-    leases = make_leases()
-    await redis.set(keys.lease(DIGEST), "alive", px=round(lease_s * 1000))
-    started = asyncio.get_running_loop().time()
-    waiter = await waiting(redis, keys, leases)
-    async with counted(redis) as made:
-        while renewed < 8:
-            await redis.set(keys.lease(DIGEST), "alive", px=round(lease_s * 1000))
-            renewed += 1
-            await asyncio.sleep(0.1)
-    took_s = asyncio.get_running_loop().time() - started
-    # What is left may have been little when it was asked; then it is asked a little sooner.
-    assert 1 <= made["pttl"] <= 2 + took_s / 0.4
-    waiter.cancel()
+async def test_live_leader_is_asked_about_once_a_lease(leases, others, connection, monkeypatch):
+    await held(leases)
+    left_ms = [30, 30, 30, -2]
+    asked_s = []
+
+    async def pttl(_key):
+        asked_s.append(asyncio.get_running_loop().time())
+        return left_ms.pop(0)
+
+    monkeypatch.setattr(connection.client, "pttl", pttl)
+
+    assert await others.wait(DIGEST) is Landing.LANDED
+    assert left_ms == []
+    assert all(b - a >= 0.03 for a, b in itertools.pairwise(asked_s))
 
 
 async def test_lease_that_never_expires_is_not_waited_for(leases, redis, keys):
@@ -484,11 +487,11 @@ async def test_lease_that_never_expires_is_not_waited_for(leases, redis, keys):
 async def test_killed_subscription_is_made_again(leases, others, redis, keys):
     lease = await held(leases)
     waiter = await waiting(redis, keys, others)
-    async with counted(redis) as made:
-        assert await redis.client_kill_filter(_type="pubsub")
-        # It is heard again, and it is made sure that nothing was missed.
-        while (await calls(redis))["pttl"] < 2 or not await subscribers(redis, keys):
-            pass
+    asked = (await calls(redis))["pttl"]
+    assert await redis.client_kill_filter(_type="pubsub")
+    # Subscribed again, it makes sure that nothing was missed.
+    while (await calls(redis))["pttl"] == asked:
+        pass
     await lease.release(Landing.LANDED)
 
     assert await waiter is Landing.LANDED
@@ -803,8 +806,7 @@ async def test_nothing_waits_for_a_redis_that_is_away(keys):
     async with kept:
         # Renewals fail meanwhile, and nobody hears of it.
         due_s = kept.due_s
-        while kept.due_s == due_s:
-            await asyncio.sleep(0)
+        await until(lambda: kept.due_s > due_s)
     await leases.aclose()
     await connection.aclose()
 
@@ -812,15 +814,15 @@ async def test_nothing_waits_for_a_redis_that_is_away(keys):
 async def test_failed_renewal_is_tried_again(make_leases, redis, keys, connection):
     leases = make_leases(lease_s=30, renew_s=0.02)
     lease = await held(leases)
-    pipeline, failures = connection.client.pipeline, []
+    pipeline = connection.client.pipeline
+    failures: list[dict[str, Any]] = []
 
     def failing(**options):
-        failures.append(None)
+        failures.append(options)
         raise StoreUnavailable("away")
 
     connection.client.pipeline = failing
-    while len(failures) < 2:
-        await asyncio.sleep(0)
+    await until(lambda: len(failures) == 2)
     connection.client.pipeline = pipeline
     ends = await redis.pexpiretime(keys.lease(DIGEST))
     while await redis.pexpiretime(keys.lease(DIGEST)) == ends:
@@ -853,7 +855,7 @@ async def test_user_without_the_right_to_the_channel_is_told(redis_url, redis, k
     await connection.open()
     mute = Leases(connection, keys, lease_s=NEVER_S)
     lease = await held(mute)
-    with pytest.raises(StoreUnavailable, match="(?i)channel"):
+    with pytest.raises(StoreUnavailable, match=r"(?i)channel"):
         await mute.wait(DIGEST)
 
     assert await mute.store(DIGEST, b"answer", ttl_ms=50_000, lease=lease)

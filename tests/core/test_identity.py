@@ -1,0 +1,216 @@
+"""What identifies a request: every part of it, and nothing else.
+
+The named tests are failures that other caches have shipped.
+"""
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from llm_cache import CacheConfig
+from llm_cache._call import plan_chat
+from llm_cache._core.canonical import encode
+
+text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
+words = text.filter(lambda value: value.strip() != "")
+numbers = st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False)
+leaves = st.none() | st.booleans() | numbers | text
+json_values = st.recursive(
+    leaves,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
+    max_leaves=6,
+)
+roles = st.sampled_from(["user", "assistant", "system", "developer"])
+messages = st.lists(st.fixed_dictionaries({"role": roles, "content": words}), max_size=3)
+params = st.dictionaries(
+    st.sampled_from(["user", "stop", "metadata", "logit_bias", "top_k", "guided_json", "x"]),
+    json_values,
+    max_size=3,
+)
+
+
+@st.composite
+def requests(draw: Any) -> dict[str, Any]:
+    return {
+        "model": draw(text),
+        "messages": [*draw(messages), {"role": "user", "content": draw(words)}],
+        **draw(params),
+    }
+
+
+def names(request: dict[str, Any], **options: Any) -> tuple[str, str]:
+    """Return digest and scope of *request*."""
+    given = deepcopy(request)
+    call, _ = plan_chat(
+        given.pop("messages"),
+        config=CacheConfig(**{"normalization": "verbatim", **options.pop("config", {})}),
+        base_url=options.pop("base_url", "http://u/"),
+        defaults={},
+        model=given.pop("model"),
+        params=given,
+        **options,
+    )
+    return call.digest, call.scope
+
+
+def same(a: Any, b: Any) -> bool:
+    return encode(a, "a") == encode(b, "b")
+
+
+@given(requests(), requests())
+def test_two_requests_share_a_key_only_if_they_are_one(a, b):
+    assert (names(a)[0] == names(b)[0]) == same(a, b)
+
+
+@given(requests(), st.data())
+def test_any_change_of_any_field_changes_the_key(request_, data):
+    field = data.draw(st.sampled_from([*request_, "new"]))
+    changed = deepcopy(request_)
+    if field == "messages":
+        i = data.draw(st.integers(0, len(changed["messages"]) - 1))
+        changed["messages"][i]["content"] = data.draw(words)
+    else:
+        changed[field] = data.draw(text if field == "model" else json_values)
+    assume(not same(changed, request_))
+    assert names(changed)[0] != names(request_)[0]
+
+
+@given(requests(), words)
+def test_scope_is_all_but_the_last_user_turn(request_, other):
+    changed = deepcopy(request_)
+    changed["messages"][-1]["content"] = other
+    assert names(changed)[1] == names(request_)[1]
+
+
+@given(requests(), st.data())
+def test_any_change_before_the_last_turn_changes_the_scope(request_, data):
+    changed = deepcopy(request_)
+    changed["messages"].insert(0, {"role": data.draw(roles), "content": data.draw(words)})
+    assert names(changed)[1] != names(request_)[1]
+
+
+@given(requests())
+def test_order_of_arguments_and_properties_does_not_matter(request_):
+    def turned(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: turned(value[key]) for key in reversed(value)}
+        return [turned(item) for item in value] if isinstance(value, list) else value
+
+    assume("guided_json" not in request_)
+    assume("properties" not in str(request_))
+    assume(not any(key in str(request_) for key in ("schema", "parameters", "$defs")))
+    assert names(turned(request_)) == names(request_)
+
+
+@given(requests(), text, text)
+def test_tenants_are_apart(request_, a, b):
+    assume(a != b)
+    places = [names(request_), names(request_, tenant=a), names(request_, tenant=b)]
+    assert len({digest for digest, _ in places}) == 3
+    assert len({scope for _, scope in places}) == 3
+
+
+REQUEST: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+
+
+def with_(**changes: Any) -> dict[str, Any]:
+    return {**REQUEST, **changes}
+
+
+def asking(*content: Any) -> dict[str, Any]:
+    return with_(messages=[{"role": "user", "content": list(content)}])
+
+
+TEXT = {"type": "text", "text": "What is this?"}
+AB, BA = {"a": 1, "b": 2}, {"b": 2, "a": 1}
+OTHER_IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,BBBB"}}
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (with_(temperature=0), with_(temperature=0.0)),
+        (with_(temperature=1, top_p=1), with_(top_p=1, temperature=1)),
+        (with_(seed=7), with_(seed=7.0)),
+        (with_(top_k=5), with_(extra_body={"top_k": 5})),
+        (with_(stream=True, timeout=3), REQUEST),
+        (asking({"type": "text", "text": "Hi"}), REQUEST),
+    ],
+    ids=["0 and 0.0", "argument order", "7 and 7.0", "extra_body", "transport", "one text part"],
+)
+def test_spellings_of_one_request_share_a_key(a, b):
+    assert names(a) == names(b)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (with_(user="atemperature: 0"), with_(user="a", temperature=0)),
+        (with_(some_provider_parameter=1), REQUEST),
+        (with_(extra_body={"reasoning": {"effort": "high"}}), REQUEST),
+        (asking(TEXT, IMAGE), asking(TEXT, OTHER_IMAGE)),
+        (asking(TEXT, IMAGE), asking(IMAGE, TEXT)),
+        (asking(TEXT, TEXT), asking(TEXT)),
+        (with_(stop=["a", "b"]), with_(stop=["b", "a"])),
+        (with_(stop=["ab"]), with_(stop=["a", "b"])),
+        (with_(n=1), with_(n=True)),
+        (with_(logprobs=True), with_(logprobs=False)),
+        (with_(seed=2**53), with_(seed=2**53 + 1)),
+        (
+            with_(tools=[{"parameters": {"a": 1, "b": 2}}]),
+            with_(tools=[{"parameters": {"b": 2, "a": 1}}]),
+        ),
+    ],
+    ids=lambda value: str(value)[-40:],
+)
+def test_requests_that_others_confused_have_keys_of_their_own(a, b):
+    def digest(request: dict[str, Any]) -> str:
+        if request.get("n") is True:
+            return "refused"
+        return names(request)[0]
+
+    assert digest(a) != digest(b)
+
+
+def test_swapped_roles_have_keys_of_their_own():
+    def turns(*roles_: str) -> dict[str, Any]:
+        said = [{"role": role, "content": str(i)} for i, role in enumerate(roles_)]
+        return with_(messages=[*said, {"role": "user", "content": "Hi"}])
+
+    assert names(turns("user", "assistant")) != names(turns("assistant", "user"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"base_url": "http://v/"},
+        {"config": {"cache_version": "2"}},
+        {"config": {"upstream_id": "u"}},
+        {"tenant": "acme"},
+    ],
+    ids=str,
+)
+def test_surroundings_are_part_of_both(change):
+    digest, scope = names(REQUEST)
+    other_digest, other_scope = names(REQUEST, **change)
+    assert digest != other_digest
+    assert scope != other_scope
+
+
+def test_system_prompt_is_part_of_the_scope():
+    plan: Callable[..., Any] = plan_chat
+    common = {"config": CacheConfig(), "base_url": "u", "defaults": {}, "params": {}}
+    calls = [plan("Hi", system=system, **common)[0] for system in ("Be brief.", "Be long.", None)]
+    assert len({call.scope for call in calls}) == 3
+
+
+def test_two_tool_calls_of_one_id_are_refused():
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    turn = {"role": "assistant", "content": None, "tool_calls": [call, call]}
+    with pytest.raises(ValueError, match="same id"):
+        names(with_(messages=[turn, {"role": "user", "content": "Hi"}]))
