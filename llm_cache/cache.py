@@ -150,6 +150,7 @@ class LLMCache:
                     if self.config.semantic:
                         await self._semantic.open()
                 except BaseException:
+                    await self._exact.aclose()
                     await self._connection.aclose()
                     raise
                 self._flusher = asyncio.create_task(self._flush_forever(), name="llm_cache.stats")
@@ -172,6 +173,7 @@ class LLMCache:
             finally:
                 self._is_open = False
                 await self._semantic.aclose()
+                await self._exact.aclose()
                 await self._connection.aclose()
                 await self._upstream.aclose()
                 if self._owned_embedder is not None:

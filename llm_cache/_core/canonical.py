@@ -23,7 +23,7 @@ _SCHEMA_KEYS = frozenset(
     {"parameters", "schema", "json_schema", "input_schema", "inputSchema", "guided_json"}
 )
 """Properties whose value is a JSON schema by the conventions of one API or another."""
-_SCHEMA_MARKS = ("properties", "$schema", "$defs")
+_SCHEMA_MARKS = frozenset({"properties", "$schema", "$defs"})
 """Properties that show, wherever it stands, that an object is a JSON schema."""
 
 _encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
@@ -80,12 +80,15 @@ def _fold_float(value: float, where: str) -> int | float:
 def _fold_mapping(
     value: Mapping[Any, Any], where: str, *, depth: int, ordered: bool
 ) -> dict[str, Any]:
-    ordered = ordered or any(mark in value for mark in _SCHEMA_MARKS)
+    ordered = ordered or not _SCHEMA_MARKS.isdisjoint(value)
     folded: dict[str, Any] = {}
     for key in value if ordered else _sorted(value, where):
         if not isinstance(key, str):
             raise InvalidRequest(f"{where} has a property name that is not text: {key!r}")
         item = value[key]
+        if type(item) is str:  # most are, and need no more
+            folded[key] = item
+            continue
         if is_not_given(item):
             continue
         folded[key] = fold(

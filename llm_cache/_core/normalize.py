@@ -190,7 +190,21 @@ def _messages(prompt: Prompt, system: str | None) -> list[dict[str, Json]]:
     return messages
 
 
+def _is_plain(message: Any) -> bool:
+    """Tell whether *message* is a role and a text, as most are: then there is little to check."""
+    return (
+        type(message) is dict
+        and len(message) == 2
+        and type(message.get("content")) is str
+        and type(message.get("role")) is str
+        and message["role"] in _ROLES
+    )
+
+
 def _message(message: Any, index: int) -> dict[str, Json]:
+    if _is_plain(message):
+        plain: dict[str, Json] = message.copy()
+        return plain
     as_json = message if isinstance(message, Mapping) else canonical.to_json(message)
     if not isinstance(as_json, Mapping):
         raise InvalidRequest(f"messages[{index}] must be a mapping with a role and a content")
@@ -213,6 +227,8 @@ def _check_tool_calls(calls: Any, where: str) -> None:
 
 def _fold_message(message: dict[str, Json], index: int) -> dict[str, Json]:
     """Return the canonical form of one message; one bare text part is the same as its text."""
+    if _is_plain(message):
+        return {"content": message["content"], "role": message["role"]}
     folded: dict[str, Json] = canonical.fold(message, f"messages[{index}]")
     parts = folded.get("content")
     if isinstance(parts, list):
@@ -291,7 +307,10 @@ def _check_numbers(sent: Mapping[str, Any]) -> None:
 
 
 def _check_size(messages: list[dict[str, Json]], max_chars: int) -> None:
-    chars = sum(_text_chars(message.get("content")) for message in messages)
+    chars = 0
+    for message in messages:
+        content = message.get("content")
+        chars += len(content) if type(content) is str else _text_chars(content)
     if chars > max_chars:
         raise InvalidRequest(
             f"the texts of the messages have {chars:,} characters, more than"
@@ -300,8 +319,6 @@ def _check_size(messages: list[dict[str, Json]], max_chars: int) -> None:
 
 
 def _text_chars(content: Json) -> int:
-    if isinstance(content, str):
-        return len(content)
     if not isinstance(content, list | tuple):
         return 0
     return sum(

@@ -11,6 +11,7 @@ from llm_cache._core.keys import Keys
 from llm_cache._core.types import Entry
 from llm_cache._redis.connection import Connection
 from llm_cache._redis.epoch import Epochs
+from llm_cache._redis.reads import CoalescedReads
 from llm_cache.errors import CorruptEntry
 
 if TYPE_CHECKING:
@@ -38,16 +39,21 @@ class ExactStore:
         self._connection = connection
         self._keys = keys
         self._epochs = epochs
+        self._reads = CoalescedReads(connection, keys.epoch)
+
+    async def aclose(self) -> None:
+        """Let go of the connection for reads."""
+        await self._reads.aclose()
 
     async def lookup(self, digest: str) -> Lookup:
         """Return the living entry of *digest*, if there is one, and the epoch.
 
-        One round trip; a second one when something was invalidated since the last.
+        One round trip, shared with the look-ups that wait at the same time; a second one when something was invalidated since the last.
 
         Raises:
             StoreUnavailable: Redis did not answer.
         """
-        blob, epoch = await self._connection.execute("MGET", *self._keys_of(digest))
+        blob, epoch = await self._reads.get(self._keys.answer(digest))
         return await self._judge(blob, epoch, digest)
 
     async def lookup_many(self, digests: Sequence[str]) -> list[Lookup]:

@@ -248,5 +248,5 @@ def judge_extras(installed: Collection[str]) -> Finding:
     missing = [extra for extra in _EXTRAS if extra not in complete]
     parts = [f"{', '.join(complete)} installed"] if complete else []
     if missing:
-        parts.append(f"not installed: {', '.join(missing)} (as in llm-cache[{missing[0]}])")
+        parts.append(f"not installed: pip install 'llm-cache[{','.join(missing)}]'")
     return Finding("extras", State.OK, "; ".join(parts))

@@ -34,8 +34,8 @@ def stats(
 ) -> None:
     """Show calls by status, hit rate, entries, memory and savings.
 
-    Counts are those of all processes, less what each has counted in its last seconds. Nothing is
-    written.
+    Counts are those of all processes, less what each has counted in its last seconds. No index
+    is made.
     """
     url = redis_url_from_env() if redis_url is None else redis_url
     # Without the semantic layer, because opening that would make an index.

@@ -8,8 +8,10 @@ import json
 import pytest
 from redis import Redis
 
-from llm_cache import CacheConfig, LLMCache, LocalEmbedder
+from llm_cache import CacheConfig, Embedder, LLMCache, LocalEmbedder
 from llm_cache.testing import FakeEmbedder
+
+Findings = dict[str, list[dict[str, str]]]
 
 
 @pytest.fixture
@@ -19,7 +21,7 @@ def examine(cli, namespace):
     def run(*args, env=None):
         ran = cli("doctor", "--namespace", namespace, "--json", *args, env=env)
         report = json.loads(ran.stdout)
-        findings: dict[str, list[dict[str, str]]] = {}
+        findings: Findings = {}
         for finding in report["findings"]:
             findings.setdefault(finding["name"], []).append(finding)
         assert report["ok"] is (ran.exit_code == 0)
@@ -31,11 +33,11 @@ def examine(cli, namespace):
     return run
 
 
-def states(findings, name):
+def states(findings: Findings, name: str) -> list[str]:
     return [finding["state"] for finding in findings[name]]
 
 
-def configure(url, **settings):
+def configure(url: str, **settings: str) -> None:
     with Redis.from_url(url) as redis:
         for name, value in settings.items():
             redis.config_set(name.replace("_", "-"), value)
@@ -162,15 +164,6 @@ def test_eviction(examine, plain_redis, policy, maxmemory, state):
     assert states(findings, "memory") == ["warning" if maxmemory == "0" else "ok"]
 
 
-@pytest.mark.parametrize(("setting", "value"), [("appendonly", "yes"), ("save", "3600 1")])
-def test_either_kind_of_persistence_will_do(examine, plain_redis, setting, value):
-    configure(plain_redis, **{setting: value})
-
-    _, findings = examine("--redis-url", plain_redis, "--no-semantic")
-
-    assert states(findings, "persistence") == ["ok"]
-
-
 def test_a_user_who_may_not_ask_everything_gets_an_answer_all_the_same(examine, own_redis):
     with Redis.from_url(own_redis) as redis:
         redis.execute_command(
@@ -207,7 +200,7 @@ def test_an_embedder_that_cannot_be_reached_is_a_problem(examine, redis_url):
     assert "test-key" not in str(findings)
 
 
-async def filled(url, namespace, embedder):
+async def filled(url: str, namespace: str, embedder: Embedder) -> None:
     config = CacheConfig(namespace=namespace)
     async with LLMCache(url, embedder=embedder, config=config) as cache:
         await cache.store_semantic("What is the capital of France?", "Paris.")

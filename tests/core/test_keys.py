@@ -1,9 +1,12 @@
+import base64
 import itertools
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from llm_cache._core.keys import Keys, answer_digest, fingerprint, identify, narrow
+from llm_cache._core.keys import Keys, _text, answer_digest, fingerprint, identify, narrow
 from llm_cache._core.normalize import normalize
 
 
@@ -20,6 +23,11 @@ def names(prompt: str = "Hi", *, tenant: str | None = None, version: str = "") -
 
 def test_digests_are_160_bits_of_base32():
     assert all(re.fullmatch("[a-z2-7]{32}", name) for name in names())
+
+
+@given(st.binary(min_size=32, max_size=32))
+def test_digests_are_written_as_the_standard_has_it(digest):
+    assert _text(digest) == base64.b32encode(digest[:20]).decode().lower()
 
 
 def test_prompts_of_one_frame_share_the_scope_and_not_the_digest():

@@ -1,0 +1,124 @@
+"""Reads that travel together.
+
+A read that finds none in flight goes out at once, as fast as a bare command. Those that arrive
+meanwhile wait for it and share the next `MGET`, so that a hundred callers cost two round trips, not
+a hundred. All of it goes over one connection of its own, which no other command holds up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from llm_cache._redis.connection import Connection
+from llm_cache.errors import StoreError, StoreUnavailable
+
+_MOST_KEYS = 512
+"""Keys in one `MGET`: enough to make the round trip cheap, few enough not to hold up others."""
+
+Read = tuple[bytes | None, bytes | None]
+"""The value of a key, and that of the companion key, read at one moment."""
+
+
+class CoalescedReads:
+    """Reads keys, each together with one *companion* key."""
+
+    def __init__(self, connection: Connection, companion: str) -> None:
+        self._connection = connection
+        self._companion = companion
+        self._waiting: dict[str, list[asyncio.Future[Read]]] = {}
+        self._is_busy = False
+        self._drain: asyncio.Task[None] | None = None
+        self._line: Any = None
+
+    async def get(self, key: str) -> Read:
+        """Return the values of *key* and of the companion. At most one round trip of its own.
+
+        Raises:
+            StoreUnavailable: Redis did not answer, or not in time.
+        """
+        if not self._is_busy:
+            self._is_busy = True
+            try:
+                value, companion = await self._connection.run(self._mget((key,)))
+            finally:
+                self._go_on()
+            return value, companion
+        # Everybody waits for a future of his own, so that one who leaves takes nobody along.
+        future: asyncio.Future[Read] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(key, []).append(future)
+        return await self._connection.run(future)
+
+    async def aclose(self) -> None:
+        """Let go of the connection. Whoever still waits gets an error."""
+        drain, self._drain = self._drain, None
+        if drain is not None:
+            drain.cancel()
+            await asyncio.gather(drain, return_exceptions=True)
+        self._fail(list(self._waiting), self._waiting, StoreUnavailable("the cache was closed"))
+        await self._hang_up()
+
+    def _go_on(self) -> None:
+        """Serve whoever has come meanwhile, in one task for all of them."""
+        if self._waiting:
+            self._drain = asyncio.create_task(self._serve(), name="llm_cache.reads")
+        else:
+            self._is_busy = False
+
+    async def _serve(self) -> None:
+        try:
+            while self._waiting:
+                keys = list(self._waiting)[:_MOST_KEYS]
+                batch = {key: self._waiting.pop(key) for key in keys}
+                try:
+                    *values, companion = await self._connection.run(self._mget(keys))
+                except StoreError as error:
+                    self._fail(keys, batch, error)
+                    continue
+                for key, value in zip(keys, values, strict=True):
+                    for future in batch[key]:
+                        if not future.done():
+                            future.set_result((value, companion))
+        finally:
+            self._is_busy = False
+
+    def _fail(
+        self,
+        keys: Sequence[str],
+        batch: dict[str, list[asyncio.Future[Read]]],
+        error: StoreError,
+    ) -> None:
+        for key in keys:
+            for future in batch.pop(key):
+                if not future.done():
+                    # Each its own: a shared exception would collect the traceback of every caller.
+                    future.set_exception(type(error)(*error.args))
+
+    async def _mget(self, keys: Sequence[str]) -> list[bytes | None]:
+        try:
+            return await self._exchange(keys)
+        except RedisConnectionError:
+            # The server may have closed an idle connection; one fresh try tells that from an
+            # outage.
+            return await self._exchange(keys)
+
+    async def _exchange(self, keys: Sequence[str]) -> list[bytes | None]:
+        if self._line is None:
+            self._line = await self._connection.client.connection_pool.get_connection()
+        try:
+            await self._line.send_command("MGET", *keys, self._companion)
+            values: list[bytes | None] = await self._line.read_response()
+        except BaseException:
+            # A reply may still be on its way; the next read must not take it for its own.
+            await self._hang_up()
+            raise
+        return values
+
+    async def _hang_up(self) -> None:
+        line, self._line = self._line, None
+        if line is not None:
+            await line.disconnect(nowait=True)
+            await self._connection.client.connection_pool.release(line)
