@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 from llm_cache._call import Call
 from llm_cache._core.codec import encode_entry
@@ -19,6 +20,7 @@ from llm_cache._core.stream import Accumulator
 from llm_cache._core.types import CacheStatus, Entry, Json
 from llm_cache._flight import SharedStream, SingleFlight, finish, observe
 from llm_cache._redis.exact import ExactStore, Lookup
+from llm_cache._redis.lease import Landing, Lease, Leases
 from llm_cache._semantic import Place, SemanticHit, SemanticLayer
 from llm_cache.config import CacheConfig
 from llm_cache.errors import (
@@ -75,6 +77,37 @@ class Streaming:
     is_shared: bool = False
 
 
+@dataclass(slots=True)
+class Turn:
+    """The right to make an answer. Left without an answer, it tells those who wait for one."""
+
+    epoch: str | None
+    """What the answer is stamped with; `None` where it is not to be stored."""
+    lease: Lease | None
+    """`None` where nobody waits: single-flight is off, or Redis fails."""
+    reason: str | None = None
+    """Why the cache takes no full part."""
+
+    @property
+    def status(self) -> CacheStatus:
+        """What the call ends with if the model is asked."""
+        return CacheStatus.MISS if self.reason is None else CacheStatus.BYPASS
+
+    async def land(self) -> None:
+        """Tell those who wait that there is an answer."""
+        if self.lease is not None:
+            await self.lease.abandon(Landing.LANDED)
+
+    async def __aenter__(self) -> Self:
+        """Return the turn itself."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Tell those who wait that there is no answer, unless there is one."""
+        if self.lease is not None:
+            await self.lease.abandon()
+
+
 class Engine:
     """Walks calls along the path. One for each cache object."""
 
@@ -82,6 +115,7 @@ class Engine:
         self,
         exact: ExactStore,
         semantic: SemanticLayer,
+        leases: Leases,
         config: CacheConfig,
         *,
         ready: Callable[[], Awaitable[None]],
@@ -90,6 +124,7 @@ class Engine:
     ) -> None:
         self._exact = exact
         self._semantic = semantic
+        self._leases = leases
         self._config = config
         self._ready = ready
         self._tell = tell
@@ -106,9 +141,7 @@ class Engine:
         found = await self._look_up(call)
         if isinstance(found, Answered):
             return found
-        if isinstance(found, str):
-            return await self._ask(call, produce, reason=found)
-        if call.control.no_cache or not self._config.single_flight:
+        if isinstance(found, str) or call.control.no_cache or not self._config.single_flight:
             return await self._fill(call, produce, found)
         answered, is_shared = await self._flights.run(
             call.digest, partial(self._fill, call, produce, found)
@@ -131,66 +164,75 @@ class Engine:
             self._failed("lookup_exact", found.corrupt)
         return found
 
-    async def _fill(self, call: Call, produce: Produce, found: Lookup) -> Answered:
+    async def _fill(self, call: Call, produce: Produce, found: Lookup | str) -> Answered:
         """Answer what the exact layer could not: from the semantic layer, or from the model."""
-        place, hit, reason = await self._look_around(call)
-        if hit is not None:
-            return hit
-        self._refuse_without_model(call)
-        if found.corrupt is not None:
-            reason = "corrupt"
-        return await self._ask(call, produce, found=found, place=place, reason=reason)
+        turn = await self._take_turn(call, found)
+        if isinstance(turn, Answered):
+            return turn
+        async with turn:
+            place, hit = await self._look_around(call, turn)
+            if hit is not None:
+                return hit
+            self._refuse_without_model(call)
+            fresh = await produce()
+            return await self._end(call, fresh, turn, place)
 
-    async def _look_around(self, call: Call) -> tuple[Place | None, Answered | None, str | None]:
-        """Return where the prompt stands, the semantic hit, and what failed."""
-        if not call.semantic or call.text is None:
-            return None, None, None
+    async def _take_turn(self, call: Call, found: Lookup | str) -> Answered | Turn:
+        """Return what another process has answered meanwhile, or the turn to make an answer."""
+        if isinstance(found, str):
+            return Turn(None, None, reason=found)
+        turn = Turn(found.epoch, None, reason=None if found.corrupt is None else "corrupt")
+        control = call.control
+        if not self._config.single_flight or control.no_cache or control.only_if_cached:
+            return turn
+        try:
+            claimed = await self._leases.claim(call.digest, partial(self._look_again, call))
+        except StoreError as error:
+            return replace(turn, reason=self._failed("lease", error))
+        return claimed if isinstance(claimed, Answered) else replace(turn, lease=claimed)
+
+    async def _look_again(self, call: Call) -> Answered | None:
+        """Return what has been stored since this call looked, as what a follower is given."""
+        entry = (await self._exact.lookup(call.digest)).entry
+        if entry is None or not call.control.accepts(self._age_s(entry)):
+            return None
+        status = CacheStatus.MISS if entry.origin is None else CacheStatus.SEMANTIC
+        return replace(exact_end(call.digest, entry), status=status, is_shared=True)
+
+    async def _look_around(self, call: Call, turn: Turn) -> tuple[Place | None, Answered | None]:
+        """Return where the prompt stands, and the semantic hit; note in *turn* what failed."""
+        if not call.semantic or call.text is None or turn.epoch is None:
+            return None, None
         place = None
         try:
             place = await self._semantic.locate(call.text, call.scope)
             if place is None or call.control.no_cache:
-                return place, None, None
+                return place, None
             hit = await self._semantic.lookup(place)
         except (EmbedderError, StoreError) as error:
             if isinstance(error, InvalidEmbedding) and not self._semantic.has_worked:
                 raise
-            return place, None, self._failed("lookup_semantic", error)
+            turn.reason = self._failed("lookup_semantic", error)
+            return place, None
         if hit is None or not call.control.accepts(self._age_s(hit.entry)):
-            return place, None, None
+            return place, None
         await self._promote(call, hit)
-        return place, semantic_end(hit), None
+        await turn.land()
+        return place, semantic_end(hit)
 
-    async def _ask(
-        self,
-        call: Call,
-        produce: Produce,
-        *,
-        found: Lookup | None = None,
-        place: Place | None = None,
-        reason: str | None = None,
-    ) -> Answered:
-        """Ask the model, and store its answer unless nothing was looked up."""
-        fresh = await produce()
-        return await self._end(call, fresh, found=found, place=place, reason=reason)
-
-    async def _end(
-        self,
-        call: Call,
-        fresh: Fresh,
-        *,
-        found: Lookup | None,
-        place: Place | None,
-        reason: str | None,
-    ) -> Answered:
-        status = CacheStatus.MISS if reason is None else CacheStatus.BYPASS
-        if found is None:
-            return Answered(status, fresh.answer, reason=reason, original=fresh.original)
-        refusal = await self.store(call, fresh.answer, epoch=found.epoch, place=place)
+    async def _end(self, call: Call, fresh: Fresh, turn: Turn, place: Place | None) -> Answered:
+        """Store what the model answered, unless nothing was looked up, and return it."""
+        refusal = None
+        if turn.epoch is not None:
+            refusal = await self._store(
+                call, fresh.answer, epoch=turn.epoch, place=place, lease=turn.lease
+            )
+        is_stored = turn.epoch is not None and refusal is None
         return Answered(
-            status,
+            turn.status,
             fresh.answer,
-            digest=call.digest if refusal is None else None,
-            reason=reason or refusal,
+            digest=call.digest if is_stored else None,
+            reason=turn.reason or refusal,
             original=fresh.original,
         )
 
@@ -231,28 +273,29 @@ class Engine:
         wants_usage: bool,
     ) -> Answered | Streaming:
         """Return the semantic hit, or the stream that has begun."""
-        place, reason = None, found if isinstance(found, str) else None
-        if isinstance(found, Lookup):
-            place, hit, reason = await self._look_around(call)
+        turn = await self._take_turn(call, found)
+        if isinstance(turn, Answered):
+            return turn
+        async with AsyncExitStack() as held:
+            await held.enter_async_context(turn)
+            place, hit = await self._look_around(call, turn)
             if hit is not None:
                 return hit
             self._refuse_without_model(call)
-        source = await open_stream()
-        status = CacheStatus.MISS if reason is None else CacheStatus.BYPASS
+            source = await open_stream()
+            held.pop_all()  # from here on the pump holds the turn
         chunks: SharedStream[Any] = SharedStream(lambda: task.cancel())  # noqa: PLW0108
-        streaming = Streaming(chunks, _future(), status, getattr(source, "response", None))
+        streaming = Streaming(chunks, _future(), turn.status, getattr(source, "response", None))
 
         async def conclude(heard: Accumulator) -> Answered:
             answer = heard.completion(choices=choices, usage_expected=wants_usage)
-            if answer is None:
-                self._tell(StoreSkipped(Refusal.UNFINISHED, call.model))
-                return Answered(status, {}, reason=reason or Refusal.UNFINISHED)
-            looked = found if isinstance(found, Lookup) else None
-            return await self._end(call, Fresh(answer), found=looked, place=place, reason=reason)
+            if answer is not None:
+                return await self._end(call, Fresh(answer), turn, place)
+            self._tell(StoreSkipped(Refusal.UNFINISHED, call.model))
+            return Answered(turn.status, {}, reason=turn.reason or Refusal.UNFINISHED)
 
-        task = asyncio.create_task(
-            self._pump(source, streaming, conclude), name="llm_cache.stream"
-        )
+        pump = self._pump(source, streaming, turn, conclude)
+        task = asyncio.create_task(pump, name="llm_cache.stream")
         self._tasks.add(task)
         self._live[key] = streaming
         task.add_done_callback(lambda done: self._stream_ended(key, streaming, done))
@@ -262,15 +305,17 @@ class Engine:
         self,
         source: Any,
         streaming: Streaming,
+        turn: Turn,
         conclude: Callable[[Accumulator], Awaitable[Answered]],
     ) -> None:
         """Hand every chunk on as it arrives, and store the answer after a clean end."""
         heard = Accumulator()
         try:
-            async for chunk in source:
-                streaming.chunks.say(chunk)
-                heard.add(chunk.model_dump(exclude_unset=True, warnings=False))
-            streaming.end.set_result(await conclude(heard))
+            async with turn:
+                async for chunk in source:
+                    streaming.chunks.say(chunk)
+                    heard.add(chunk.model_dump(exclude_unset=True, warnings=False))
+                streaming.end.set_result(await conclude(heard))
         except BaseException as error:
             is_cancelled = isinstance(error, asyncio.CancelledError)
             told = CacheClosed("the stream was given up") if is_cancelled else error
@@ -292,7 +337,12 @@ class Engine:
     async def store(
         self, call: Call, answer: Json, *, epoch: str, place: Place | None
     ) -> str | None:
-        """Store *answer*; return why not, if not."""
+        """Store *answer*, whatever is there; return why not, if not."""
+        return await self._store(call, answer, epoch=epoch, place=place, lease=None)
+
+    async def _store(
+        self, call: Call, answer: Json, *, epoch: str, place: Place | None, lease: Lease | None
+    ) -> str | None:
         refusal = call.refuse(answer)
         if refusal is None:
             entry = Entry(
@@ -308,11 +358,12 @@ class Engine:
         if refusal is not None:
             self._tell(StoreSkipped(refusal, call.model))
             return refusal
-        also = None
-        if place is not None:
-            also = self._semantic.write(place, call.digest, ttl_ms=call.ttl_ms)
+        leading = None if place is None else self._semantic.entry(place, call.digest)
         try:
-            await self._exact.store(call.digest, blob, ttl_ms=call.ttl_ms, also=also)
+            # Where a late leader finds a newer answer in place, that one stays: it is stored too.
+            await self._leases.store(
+                call.digest, blob, ttl_ms=call.ttl_ms, entry=leading, lease=lease
+            )
         except StoreError as error:
             return self._failed("store", error)
         return None
@@ -322,6 +373,7 @@ class Engine:
         await self._flights.aclose(wait_s=wait_s)
         await self._beginnings.aclose(wait_s=wait_s)
         await finish(list(self._tasks), wait_s=wait_s)
+        await self._leases.aclose()
 
     async def _promote(self, call: Call, hit: SemanticHit) -> None:
         """Write a semantic hit back as an exact alias, so that its next repeat is one command."""

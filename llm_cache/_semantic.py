@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 from llm_cache._core import guards, similarity
 from llm_cache._core import keys as identity
 from llm_cache._core.keys import Keys
 from llm_cache._core.types import Candidate, Entry
 from llm_cache._core.vectors import Vector, check_vectors
+from llm_cache._embedding import EmbeddingQueue
 from llm_cache._redis.connection import Connection
-from llm_cache._redis.exact import AddWrite, ExactStore
+from llm_cache._redis.embeddings import KeptEmbeddings
+from llm_cache._redis.exact import ExactStore
+from llm_cache._redis.lease import HashWrite
 from llm_cache._redis.vectors import VectorStore
 from llm_cache.config import CacheConfig
 from llm_cache.embedders import Embedder
-from llm_cache.errors import EmbedderError, LLMCacheError
-
-if TYPE_CHECKING:
-    from redis.asyncio.client import Pipeline
+from llm_cache.errors import EmbedderError
+from llm_cache.events import Event
 
 _CANDIDATES = 4
 _MOST_CANDIDATES = 256
@@ -60,6 +60,8 @@ class SemanticLayer:
         exact: ExactStore,
         embedder: Embedder,
         config: CacheConfig,
+        *,
+        tell: Callable[[Event], None] = lambda _: None,
     ) -> None:
         self._connection = connection
         self._keys = keys
@@ -68,8 +70,17 @@ class SemanticLayer:
         self._config = config
         self._blind_spots = getattr(embedder, "blind_spots", _sees_all)
         self._vectors: VectorStore | None = None
-        self.has_worked = False
+        self._embeddings = EmbeddingQueue(
+            embedder,
+            timeout_s=config.embed_timeout_s,
+            kept=_kept(connection, keys, embedder, config),
+            tell=tell,
+        )
+
+    @property
+    def has_worked(self) -> bool:
         """Whether the embedder has ever answered usable vectors."""
+        return self._embeddings.has_worked
 
     @property
     def vectors(self) -> VectorStore:
@@ -100,7 +111,7 @@ class SemanticLayer:
         """
         dimensions = self._embedder.dimensions
         if dimensions is None:
-            dimensions = (await self._embed([_PROBE], None)).shape[1]
+            dimensions = len(await self._embeddings.embed(_PROBE))
         vectors = VectorStore(
             self._connection,
             self._keys,
@@ -118,7 +129,8 @@ class SemanticLayer:
     ) -> Place | None:
         """Return where *prompt* stands in *scope*, or `None` where the model cannot tell.
 
-        One embedding, none when the *vector* is given. No round trip to Redis.
+        One embedding, none when the *vector* is given. A round trip to Redis before it and one
+        after it where embeddings are kept, else none.
 
         Raises:
             EmbedderError: the embedder failed or took longer than `embed_timeout_s`.
@@ -127,12 +139,12 @@ class SemanticLayer:
         blind_spots = self._blind_spots(prompt)
         if blind_spots is None:
             return None
-        dimensions = self.vectors.dimensions
         if vector is None:
-            rows = await self._embed([prompt], dimensions)
+            unit = await self._embeddings.embed(prompt)
         else:
-            rows = check_vectors([vector], count=1, dimensions=dimensions, model_id="vector=")
-        return Place(identity.narrow(scope, blind_spots), rows[0], prompt)
+            dimensions = self.vectors.dimensions
+            (unit,) = check_vectors([vector], count=1, dimensions=dimensions, model_id="vector=")
+        return Place(identity.narrow(scope, blind_spots), unit, prompt)
 
     async def nearest(self, place: Place, *, limit: int = _CANDIDATES) -> list[Candidate]:
         """Return the entries nearest to *place* in its scope, whatever they are worth.
@@ -173,43 +185,26 @@ class SemanticLayer:
             limit *= 4
 
     async def aclose(self) -> None:
-        """Let go of what embedding holds."""
+        """End the embeddings that are under way; whoever waits for one gets `CacheClosed`."""
+        await self._embeddings.aclose()
 
-    def write(self, place: Place, digest: str, *, ttl_ms: int) -> AddWrite:
-        """Return what adds the entry of *place* to the transaction that stores its answer."""
-
-        def add(pipeline: Pipeline) -> str:
-            return self.vectors.write(
-                pipeline,
-                digest=digest,
-                scope=place.scope,
-                vector=place.vector,
-                prompt=place.prompt if self._config.store_prompts else "",
-                ttl_ms=ttl_ms,
-            )
-
-        return add
-
-    async def _embed(self, texts: Sequence[str], dimensions: int | None) -> Vector:
-        model_id = self._embedder.model_id
-        try:
-            async with asyncio.timeout(self._config.embed_timeout_s):
-                answered: Any = await self._embedder.embed(texts)
-        except LLMCacheError:
-            raise
-        except TimeoutError as error:
-            raise EmbedderError(
-                f"embedder {model_id!r} took longer than"
-                f" embed_timeout_s={self._config.embed_timeout_s:g} s"
-            ) from error
-        except Exception as error:
-            # An embedder is anybody's code: whatever it raises is its failure, not the caller's.
-            raise EmbedderError(f"embedder {model_id!r} raised {type(error).__name__}") from error
-        vectors = check_vectors(
-            answered, count=len(texts), dimensions=dimensions, model_id=model_id
+    def entry(self, place: Place, digest: str) -> HashWrite:
+        """Return the entry to store with the answer *digest*, so that *place* leads to it."""
+        return self.vectors.entry(
+            digest=digest,
+            scope=place.scope,
+            vector=place.vector,
+            prompt=place.prompt if self._config.store_prompts else "",
         )
-        self.has_worked = True
-        return vectors
+
+
+def _kept(
+    connection: Connection, keys: Keys, embedder: Embedder, config: CacheConfig
+) -> KeptEmbeddings | None:
+    if config.keep_embeddings_s is None:
+        return None
+    ttl_ms = max(1, round(1000 * config.keep_embeddings_s))
+    return KeptEmbeddings(connection, keys, model_id=embedder.model_id, ttl_ms=ttl_ms)
 
 
 def _sees_all(_text: str) -> str:

@@ -34,6 +34,7 @@ from llm_cache._redis.connection import Connection
 from llm_cache._redis.counters import Counters
 from llm_cache._redis.epoch import Epochs
 from llm_cache._redis.exact import ExactStore
+from llm_cache._redis.lease import Leases
 from llm_cache._semantic import Place, SemanticLayer
 from llm_cache.config import CacheConfig, redis_url_from_env
 from llm_cache.embedders import Embedder, EmbedFunction, OpenAIEmbedder, as_embedder
@@ -120,6 +121,7 @@ class LLMCache:
         self._engine = Engine(
             self._exact,
             self._semantic,
+            Leases(self._connection, self._keys),
             self.config,
             ready=self._ensure_open,
             tell=self._tell,

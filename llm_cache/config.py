@@ -90,7 +90,10 @@ class CacheConfig:
     """Most seconds one Redis round trip may take, waiting for a connection included. It has to
     cover the lag of a busy event loop too: 200 misses at once keep one busy for over a second."""
     embed_timeout_s: float = 10.0
-    """Most seconds one embedding may take."""
+    """Most seconds one embedding may take, its time in the queue included."""
+    keep_embeddings_s: float | None = None
+    """Seconds for which the vector of a prompt is kept in Redis, so that it is not embedded again;
+    `None` keeps none. Pays where prompts recur in many scopes, or outlive their answers."""
     stats_flush_s: float = 10.0
     """Seconds between two flushes of this process's counters to Redis."""
 
@@ -132,9 +135,10 @@ class CacheConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigurationError(f"{name} must be a whole number above 0; got {value!r}")
-        for name in ("redis_timeout_s", "embed_timeout_s", "stats_flush_s"):
+        for name in ("redis_timeout_s", "embed_timeout_s", "keep_embeddings_s", "stats_flush_s"):
             value = getattr(self, name)
-            if not is_number(value) or not 0 < value < _TEN_YEARS_S:
+            is_off = value is None and name == "keep_embeddings_s"
+            if not is_off and not (is_number(value) and 0 < value < _TEN_YEARS_S):
                 raise ConfigurationError(f"{name} must be seconds above 0; got {value!r}")
 
 

@@ -23,15 +23,29 @@ _OPENAI_DIMENSIONS = {
     "text-embedding-ada-002": 1536,
 }
 _DEFAULT_THRESHOLD = 0.97
+DEFAULT_MAX_BATCH = 64
+"""Most texts of one request, where the embedder does not say."""
+DEFAULT_MAX_IN_FLIGHT = 4
+"""Most requests at a time, where the embedder does not say."""
 
 
 @runtime_checkable
 class Embedder(Protocol):
     """Turns texts into vectors.
 
-    An embedder may also have `blind_spots(text) -> str | None`: what its model cannot see of a
-    text, as text that two prompts must share before their vectors mean anything, or `None` when
-    the text as a whole is beyond it and must not be compared at all.
+    Prompts that are to be embedded at the same time travel together. An exception of `embed` with
+    a `status_code` of 400, 413 or 422 says that a text was refused: the others are tried again
+    without it. Nothing else is retried here.
+
+    An embedder may also have:
+
+    - `blind_spots(text) -> str | None`: what its model cannot see of a text, as text that two
+      prompts must share before their vectors mean anything, or `None` when the text as a whole is
+      beyond it and must not be compared at all.
+    - `max_batch: int`: most texts of one `embed`. 64 where it is missing.
+    - `max_in_flight: int | None`: most calls of `embed` at a time; further texts wait and travel
+      together. 4 where it is missing. `None` hands over every text as it comes, for an embedder
+      that queues and batches for itself, as one on this machine does.
     """
 
     @property
@@ -60,6 +74,9 @@ class OpenAIEmbedder:
             memory and faster search for a little less precision. `None` keeps the model's own.
         similarity_threshold: 0.97 is the starting point for `text-embedding-3-small`; 0.99 is
             cautious, 0.92 daring. Go below only after looking at your near misses.
+        max_batch: Most texts of one request. OpenAI takes 2048, others less: a request refused
+            for its size is tried again in halves.
+        max_in_flight: Most requests at a time.
 
     Raises:
         ConfigurationError: a value out of its range.
@@ -72,6 +89,8 @@ class OpenAIEmbedder:
         model: str = "text-embedding-3-small",
         dimensions: int | None = None,
         similarity_threshold: float = _DEFAULT_THRESHOLD,
+        max_batch: int = DEFAULT_MAX_BATCH,
+        max_in_flight: int = DEFAULT_MAX_IN_FLIGHT,
     ) -> None:
         if dimensions is not None and dimensions < 1:
             raise ConfigurationError(f"dimensions must be above 0; got {dimensions}")
@@ -81,6 +100,8 @@ class OpenAIEmbedder:
         self._asked = dimensions
         self.dimensions = dimensions or _OPENAI_DIMENSIONS.get(model)
         self.similarity_threshold = check_threshold(similarity_threshold, "similarity_threshold")
+        self.max_batch = check_limit(max_batch, "max_batch")
+        self.max_in_flight = check_limit(max_in_flight, "max_in_flight")
 
     @property
     def model_id(self) -> str:
@@ -133,6 +154,11 @@ class CallableEmbedder:
         dimensions: Length of the vectors; `None` learns it by embedding one word at `open()`.
         similarity_threshold: Least cosine similarity of a semantic hit. 0.97 suits few models
             exactly; measure yours.
+        max_batch: Most texts of one call.
+        max_in_flight: Most calls at a time; `None` makes one for every text as it comes.
+
+    Raises:
+        ConfigurationError: a value out of its range.
     """
 
     def __init__(
@@ -142,6 +168,8 @@ class CallableEmbedder:
         model_id: str,
         dimensions: int | None = None,
         similarity_threshold: float = _DEFAULT_THRESHOLD,
+        max_batch: int = DEFAULT_MAX_BATCH,
+        max_in_flight: int | None = DEFAULT_MAX_IN_FLIGHT,
     ) -> None:
         if not model_id:
             raise ConfigurationError("model_id must name the embedding model")
@@ -149,10 +177,27 @@ class CallableEmbedder:
         self.model_id = model_id
         self.dimensions = dimensions
         self.similarity_threshold = check_threshold(similarity_threshold, "similarity_threshold")
+        self.max_batch = check_limit(max_batch, "max_batch")
+        self.max_in_flight = (
+            None if max_in_flight is None else check_limit(max_in_flight, "max_in_flight")
+        )
 
     async def embed(self, texts: Sequence[str]) -> Any:
         """Return what the function answers."""
         return await self._function(list(texts))
+
+
+def check_limit(value: object, name: str) -> int:
+    """Return *value* as a whole number above 0.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigurationError(
+            f"{name} of an embedder must be a whole number above 0; got {value!r}"
+        )
+    return value
 
 
 def as_embedder(embedder: Embedder | EmbedFunction) -> Embedder:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import hashlib
+import os
 import re
 import unicodedata
 from collections import defaultdict, deque
@@ -93,6 +94,7 @@ class LocalEmbedder:
     model_id: str = "all-MiniLM-L6-v2/int8-8199be6f"
     dimensions: int = _DIMENSIONS
     similarity_threshold: float = 0.85
+    max_in_flight: None = None  # calls that wait are run together, in the thread
 
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="llm-cache-embedder")
@@ -371,6 +373,9 @@ def _load_tokenizer() -> Tokenizer:
 
 
 def _load_session() -> Any:
+    # Since 1.29 the runtime reports to its makers unless it is told not to before it is imported.
+    # Embedding on this machine is promised to stay on this machine.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as exc:

@@ -17,7 +17,7 @@ LAYERS = [
     {"cache", "_wrap", "_wrap_embeddings"},
     {"_engine", "_explain"},
     {"_semantic"},
-    {"_embedding"},
+    {"_embedding", "_batches"},
     {"_flight", "_redis", "_http", "_call", "reply", "local", "embedders", "local_chat"},
     {"_core"},
     {"events", "config"},

@@ -58,6 +58,11 @@ def fingerprint(model_id: str, dimensions: int) -> str:
     ]
 
 
+def text_digest(text: str) -> str:
+    """Return the digest of a text to embed."""
+    return _text(_sha256(b"text", text.encode()))
+
+
 def _sha256(*parts: bytes) -> bytes:
     """Hash *parts*, each behind its length, so that no two lists of parts run together."""
     return sha256(b"".join([b"%d:%b" % (len(part), part) for part in parts])).digest()
@@ -109,6 +114,10 @@ class Keys:
     def index(self, space: str) -> str:
         """Name of the index of one vector space."""
         return f"{self.namespace}:idx:{space}"
+
+    def embedding(self, space: str, digest: str) -> str:
+        """Key of the kept vector of a text in one vector space (string)."""
+        return f"{self.namespace}:emb:{space}:{{{digest}}}"
 
     @property
     def epoch(self) -> str:

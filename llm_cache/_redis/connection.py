@@ -88,8 +88,8 @@ class Connection:
             await self.run(client.execute_command("PING"))  # type: ignore[no-untyped-call]
         except StoreUnavailable as error:
             raise type(error)(
-                f"no usable Redis at {mask(self._url)}: {error}. Check the URL, start one with"
-                " `docker compose up -d redis`, or use embedded://"
+                f"no usable Redis at {mask(self._url)}: {str(error).rstrip('.')}. Check the URL,"
+                " start one with `docker compose up -d redis`, or use embedded://"
             ) from error.__cause__
 
     async def aclose(self) -> None:
@@ -125,7 +125,7 @@ class Connection:
         except ResponseError as error:
             raise StoreUnavailable(f"Redis answered: {error}") from error
         except (RedisError, OSError) as error:
-            raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
+            raise StoreUnavailable(str(error) or type(error).__name__) from error
 
 
 def mask(url: str) -> str:

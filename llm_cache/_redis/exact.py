@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from llm_cache._core.codec import decode_entry
 from llm_cache._core.keys import Keys
@@ -13,12 +12,6 @@ from llm_cache._redis.connection import Connection
 from llm_cache._redis.epoch import Epochs
 from llm_cache._redis.reads import CoalescedReads
 from llm_cache.errors import CorruptEntry
-
-if TYPE_CHECKING:
-    from redis.asyncio.client import Pipeline
-
-AddWrite = Callable[["Pipeline"], str]
-"""Adds the commands that write a key to a pipeline, and returns the key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +26,7 @@ class Lookup:
 
 
 class ExactStore:
-    """Answers by digest. Every key is written together with its expiry."""
+    """Answers by digest. What writes them is in `lease.py`: storing ends a lease."""
 
     def __init__(self, connection: Connection, keys: Keys, epochs: Epochs) -> None:
         self._connection = connection
@@ -48,7 +41,8 @@ class ExactStore:
     async def lookup(self, digest: str) -> Lookup:
         """Return the living entry of *digest*, if there is one, and the epoch.
 
-        One round trip, shared with the look-ups that wait at the same time; a second one when something was invalidated since the last.
+        One round trip, shared with the look-ups that wait at the same time; a second one when
+        something was invalidated since the last.
 
         Raises:
             StoreUnavailable: Redis did not answer.
@@ -72,19 +66,6 @@ class ExactStore:
         (blob, epoch), left_ms = await self._connection.run(pipeline.execute())
         return await self._judge(blob, epoch, digest), left_ms
 
-    async def store(
-        self, digest: str, blob: bytes, *, ttl_ms: int, also: AddWrite | None = None
-    ) -> None:
-        """Write an answer, and with *also* what leads to it, in one transaction. One round trip.
-
-        The transaction stays in one slot: the keys of an answer share its digest.
-        """
-        pipeline = self._connection.client.pipeline(transaction=also is not None)
-        pipeline.set(self._keys.answer(digest), blob, px=ttl_ms)
-        if also is not None:
-            self._refer(pipeline, digest, also(pipeline), ttl_ms)
-        await self._connection.run(pipeline.execute())
-
     async def promote(self, alias: str, origin: str, blob: bytes, *, left_ms: int) -> None:
         """Write *blob*, a copy of the answer *origin*, as the answer of *alias*, until it expires.
 
@@ -93,18 +74,15 @@ class ExactStore:
         key = self._keys.answer(alias)
         pipeline = self._connection.client.pipeline(transaction=False)
         pipeline.set(key, blob, px=left_ms)
-        self._refer(pipeline, origin, key, left_ms)
+        refs = self._keys.refs(origin)
+        pipeline.sadd(refs, key)
+        pipeline.pexpire(refs, left_ms)
         pipeline.exists(self._keys.answer(origin))
         *_, origin_lives = await self._connection.run(pipeline.execute())
         if not origin_lives:
             # It was removed before its list of references named this alias, so whoever removed it
             # could not see the alias. Removed later, the list did name it.
             await self._connection.execute("UNLINK", key)
-
-    def _refer(self, pipeline: Pipeline, digest: str, key: str, ttl_ms: int) -> None:
-        refs = self._keys.refs(digest)
-        pipeline.sadd(refs, key)
-        pipeline.pexpire(refs, ttl_ms)
 
     def _keys_of(self, digest: str) -> tuple[str, str]:
         return self._keys.answer(digest), self._keys.epoch

@@ -1,8 +1,8 @@
 """Reads that travel together.
 
 A read that finds none in flight goes out at once, as fast as a bare command. Those that arrive
-meanwhile wait for it and share the next `MGET`, so that a hundred callers cost two round trips, not
-a hundred. All of it goes over one connection of its own, which no other command holds up.
+meanwhile wait for it and share the next `MGET`, so that a hundred callers cost two round trips.
+All of it goes over one connection of its own, which no other command holds up.
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ class CoalescedReads:
 
     async def _exchange(self, keys: Sequence[str]) -> list[bytes | None]:
         if self._line is None:
-            self._line = await self._connection.client.connection_pool.get_connection()
+            pool = self._connection.client.connection_pool
+            self._line = await pool.get_connection()  # type: ignore[no-untyped-call]
         try:
             await self._line.send_command("MGET", *keys, self._companion)
             values: list[bytes | None] = await self._line.read_response()

@@ -20,21 +20,19 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llm_cache._core.keys import Keys, answer_digest
 from llm_cache._core.types import Candidate
 from llm_cache._core.vectors import Vector, salted_blob
 from llm_cache._redis.connection import Connection
+from llm_cache._redis.lease import HashWrite
 from llm_cache.errors import (
     ConfigurationError,
     IndexMismatch,
     SearchModuleMissing,
     StoreUnavailable,
 )
-
-if TYPE_CHECKING:
-    from redis.asyncio.client import Pipeline
 
 SMALL_SCOPE = 2_000
 """Entries up to which a scope is searched exactly. Measured crossover of the two plans."""
@@ -102,24 +100,12 @@ class VectorStore:
         )
         return _candidates(reply, scope)
 
-    def write(
-        self,
-        pipeline: Pipeline,
-        *,
-        digest: str,
-        scope: str,
-        vector: Vector,
-        prompt: str,
-        ttl_ms: int,
-    ) -> str:
-        """Add the commands that write a semantic entry to *pipeline*; return the entry's key."""
-        key = self._keys.entry(self._space, digest)
+    def entry(self, *, digest: str, scope: str, vector: Vector, prompt: str) -> HashWrite:
+        """Return key and fields of the semantic entry that leads to the answer *digest*."""
         fields: list[str | bytes] = ["vector", salted_blob(vector, scope), "scope", scope]
         if prompt:
             fields += ["prompt", prompt]
-        pipeline.hset(key, items=fields)
-        pipeline.pexpire(key, ttl_ms)
-        return key
+        return self._keys.entry(self._space, digest), fields
 
     async def forget(self, entry_keys: Iterable[str]) -> None:
         """Delete semantic entries whose answers are gone. One round trip."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 _NEEDED = "the command line needs typer and rich: pip install 'llm-cache[cli]'\n"
@@ -15,9 +14,6 @@ def main() -> None:
         SystemExit: always. 0 is success, 1 a failure told in one line on stderr, 2 wrong usage,
             130 an interruption.
     """
-    # From 1.29 on, the runtime of the local embedder reports to its maker unless it is told not to
-    # before it is imported. Whoever wants that can say so.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import rich  # noqa: F401
         import typer  # noqa: F401

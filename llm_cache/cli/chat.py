@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import typer
@@ -191,7 +191,11 @@ async def _open(
         if is_local and config.semantic:
             embedder = await stack.enter_async_context(local_embedder())
         cache = LLMCache(
-            url, client=chat_model.client, embedder=embedder, config=config, hooks=[failures]
+            url,
+            client=chat_model.client,
+            embedder=embedder,
+            config=replace(config, upstream_id=chat_model.upstream_id),
+            hooks=[failures],
         )
         # Not opened here: the first question does, and is answered without the cache if it fails.
         stack.push_async_callback(cache.aclose)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -171,7 +171,11 @@ async def _run(
     async with AsyncExitStack() as stack:
         embedder, chat_model = await _load_models(screen, stack, openai=openai)
         cache = LLMCache(
-            url, client=chat_model.client, embedder=embedder, config=config, hooks=[failures]
+            url,
+            client=chat_model.client,
+            embedder=embedder,
+            config=replace(config, upstream_id=chat_model.upstream_id),
+            hooks=[failures],
         )
         what = "private, with search" if url.startswith("embedded:") else without_secrets(url)
         await screen.loaded("Redis", what, stack.enter_async_context(cache))

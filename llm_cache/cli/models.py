@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from llm_cache.config import openai_key_in_env
 from llm_cache.errors import ConfigurationError
@@ -27,6 +26,8 @@ class ChatModel:
 
     name: str
     client: AsyncOpenAI
+    upstream_id: str | None = None
+    """What names it in keys; `None` for the base URL."""
 
 
 @asynccontextmanager
@@ -42,28 +43,21 @@ async def local_embedder() -> AsyncIterator[LocalEmbedder]:
 
 @asynccontextmanager
 async def local_chat() -> AsyncIterator[ChatModel]:
-    """Serve the chat model of this machine, and stop it at the end.
-
-    The base URL is part of every key, and the server listens on another port each time. So the
-    client has an address that never changes, or no run would find an answer of an earlier one.
-    """
+    """Serve the chat model of this machine, and stop it at the end."""
     from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
-    async with LocalChatServer() as server:
-        where = urlsplit(server.base_url)
-
-        async def redirect(request: Any) -> None:
-            request.url = request.url.copy_with(host=where.hostname, port=where.port)
-
-        async with AsyncOpenAI(
-            base_url=f"http://{server.model}.local/v1",
+    async with (
+        LocalChatServer() as server,
+        AsyncOpenAI(
+            base_url=server.base_url,
             api_key="none",
             # A proxy of the environment must not be asked for this machine.
-            http_client=DefaultAsyncHttpxClient(
-                event_hooks={"request": [redirect]}, trust_env=False
-            ),
-        ) as client:
-            yield ChatModel(server.model, client)
+            http_client=DefaultAsyncHttpxClient(trust_env=False),
+        ) as client,
+    ):
+        # It listens on another port each time; named by its address, no run would find an answer
+        # of an earlier one.
+        yield ChatModel(server.model, client, upstream_id=server.model)
 
 
 @asynccontextmanager

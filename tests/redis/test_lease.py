@@ -1,11 +1,12 @@
 """One process makes the answer, the others are told. Real processes, a real Redis."""
 
 import asyncio
+import inspect
 import itertools
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -152,12 +153,6 @@ def others(make_leases: MakeLeases) -> Leases:
     return make_leases()
 
 
-@pytest.fixture(autouse=True)
-async def patience():
-    async with asyncio.timeout(3 * PATIENCE_S):
-        yield
-
-
 async def held(leases: Leases, digest: str = DIGEST) -> Lease:
     lease = await leases.acquire(digest)
     assert lease is not None
@@ -171,16 +166,54 @@ async def subscribers(redis, keys, digest: str = DIGEST) -> int:
 
 async def waiting(redis, keys, leases: Leases, digest: str = DIGEST) -> "asyncio.Task[Landing]":
     """Start to wait, and return when the wait has come to rest."""
-    task = asyncio.create_task(leases.wait(digest))
-    before = await calls(redis)
-    while (await calls(redis))["pttl"] == before["pttl"] and not task.done():
-        pass
+    asked = await count(redis, "pttl")
+    task = asyncio.create_task(asyncio.wait_for(leases.wait(digest), PATIENCE_S))
+    await until_run(redis, "pttl", asked + 1)
     return task
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110 - what is awaited knows of no event
-        await asyncio.sleep(0)
+async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
+    """Return when *condition* holds. What it looks at, here or in Redis, tells nobody itself."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            holds = condition()
+            if await holds if inspect.isawaitable(holds) else holds:
+                return
+            await asyncio.sleep(0)
+
+
+async def until_run(redis, command: str, times: int) -> None:
+    """Return when the server has run *command* that many times since its start."""
+
+    async def has_run() -> bool:
+        return await count(redis, command) >= times
+
+    await until(has_run)
+
+
+async def until_subscribed(redis, keys, waiters: int = 1) -> None:
+    async def are_subscribed() -> bool:
+        return await subscribers(redis, keys) >= waiters
+
+    await until(are_subscribed)
+
+
+async def renewed(redis, keys) -> int:
+    """Return when the lease ends, as soon as that is another moment than it was."""
+    ends = first = await redis.pexpiretime(keys.lease(DIGEST))
+
+    async def is_renewed() -> bool:
+        nonlocal ends
+        ends = await redis.pexpiretime(keys.lease(DIGEST))
+        return bool(ends != first)
+
+    await until(is_renewed)
+    assert ends > first
+    return int(ends)
+
+
+async def count(redis, command: str) -> int:
+    return (await calls(redis))[command]
 
 
 async def calls(redis) -> Counter[str]:
@@ -242,13 +275,8 @@ async def test_lease_whose_reply_was_lost_is_ours_when_the_command_is_sent_again
 async def test_lease_is_renewed_while_it_is_held(make_leases, redis, keys):
     leases = make_leases(lease_s=30, renew_s=0.02)
     lease = await held(leases)
-    ends = await redis.pexpiretime(keys.lease(DIGEST))
-
     for _ in range(3):
-        while (renewed := await redis.pexpiretime(keys.lease(DIGEST))) == ends:
-            pass
-        assert renewed > ends
-        ends = renewed
+        await renewed(redis, keys)
     assert not lease.is_lost
 
 
@@ -278,15 +306,12 @@ async def test_lease_that_ends_before_its_first_renewal_costs_none(make_leases, 
     assert made["getex"] == 0
 
 
-async def test_lease_taken_after_a_rest_is_renewed_too(make_leases, redis):
+async def test_lease_taken_after_a_rest_is_renewed_too(make_leases, redis, keys):
     leases = make_leases(lease_s=30, renew_s=0.02)
     await (await held(leases)).release(Landing.FAILED)
     await until(lambda: leases._renewing is None)
-    async with counted(redis) as made:
-        await held(leases)
-        while (await calls(redis))["getex"] < 1:
-            pass
-    assert made["getex"] >= 1
+    await held(leases)
+    await renewed(redis, keys)
 
 
 async def test_lease_that_is_lost_is_remembered_and_no_longer_renewed(make_leases, redis, keys):
@@ -447,7 +472,7 @@ async def test_channels_that_nobody_listens_to_are_left(leases, others, redis, k
         waiter = await waiting(redis, keys, others, digest)
         await lease.release(Landing.LANDED)
         await waiter
-    assert [await subscribers(redis, keys, digest) for digest in digests] == [0, 0, 0, 0, 1, 1]
+    assert [await subscribers(redis, keys, digest) for digest in digests] == [0, 0, 0, 0, 0, 1]
 
     lease = await held(leases, digests[0])
     waiter = await waiting(redis, keys, others, digests[0])
@@ -487,11 +512,10 @@ async def test_lease_that_never_expires_is_not_waited_for(leases, redis, keys):
 async def test_killed_subscription_is_made_again(leases, others, redis, keys):
     lease = await held(leases)
     waiter = await waiting(redis, keys, others)
-    asked = (await calls(redis))["pttl"]
+    asked = await count(redis, "pttl")
     assert await redis.client_kill_filter(_type="pubsub")
     # Subscribed again, it makes sure that nothing was missed.
-    while (await calls(redis))["pttl"] == asked:
-        pass
+    await until_run(redis, "pttl", asked + 1)
     await lease.release(Landing.LANDED)
 
     assert await waiter is Landing.LANDED
@@ -555,8 +579,7 @@ async def test_cancelled_waiter_does_not_disturb_the_others(leases, others, redi
     tasks = [asyncio.create_task(others.wait(DIGEST)) for _ in range(4)]
     await asyncio.sleep(0)
     tasks[0].cancel()
-    while not await subscribers(redis, keys):
-        pass
+    await until_subscribed(redis, keys)
     tasks[1].cancel()
     await lease.release(Landing.LANDED)
 
@@ -674,8 +697,7 @@ async def test_answer_that_landed_between_look_up_and_lease_is_found(leases, oth
 async def test_claim_goes_on_when_nothing_is_found_after_a_landing(leases, others, redis, keys):
     lease = await held(leases)
     claim = asyncio.create_task(others.claim(DIGEST, nothing_found))
-    while not await subscribers(redis, keys):
-        pass
+    await until_subscribed(redis, keys)
     await lease.release(Landing.LANDED)
 
     assert isinstance(await claim, Lease)
@@ -698,12 +720,11 @@ async def test_waiting_processes_are_told_and_take_five_commands_each(start_work
     leader, *waiters = workers
     assert await leader.ask(f"claim {DIGEST}") == "leads"
 
+    asked = await count(redis, "pttl")
     async with counted(redis) as before:
         for waiter in waiters:
             waiter.tell(f"claim {DIGEST}")
-        asked = (await calls(redis))["pttl"]
-        while (await calls(redis))["pttl"] < asked + 4 - before["pttl"]:
-            pass
+        await until_run(redis, "pttl", asked + 4)
     async with counted(redis) as after:
         assert await leader.ask(f"store {DIGEST} answer") == "True"
         assert [await waiter.says() for waiter in waiters] == ["answer"] * 4
@@ -729,8 +750,7 @@ async def test_failure_of_the_leader_sends_every_process_on_its_own_way(start_wo
     assert await leader.ask(f"claim {DIGEST}") == "leads"
     for waiter in waiters:
         waiter.tell(f"claim {DIGEST}")
-    while await subscribers(redis, keys) < 3:
-        pass
+    await until_subscribed(redis, keys, 3)
 
     leader.tell(f"fail {DIGEST}")
 
@@ -747,10 +767,7 @@ async def test_killed_leader_is_replaced_when_its_lease_runs_out(
     assert await worker.ask(f"claim {DIGEST}") == "leads"
     leases = make_leases()
     claim = asyncio.create_task(leases.claim(DIGEST, nothing_found))
-    ends = await redis.pexpiretime(keys.lease(DIGEST))
-    while (renewed := await redis.pexpiretime(keys.lease(DIGEST))) == ends:
-        pass
-    assert renewed > ends
+    await renewed(redis, keys)
 
     worker.process.send_signal(signal.SIGKILL)
     await worker.process.wait()
@@ -788,8 +805,7 @@ async def test_nothing_waits_for_a_redis_that_is_away(keys):
     leases = Leases(connection, keys, lease_s=30, renew_s=0.02)
     lease, kept = await held(leases), await held(leases, OTHER)
     waiter = asyncio.create_task(leases.wait(DIGEST))
-    while not await subscribers(connection.client, keys):
-        pass
+    await until_subscribed(connection.client, keys)
 
     await server.stop()
 
@@ -824,9 +840,7 @@ async def test_failed_renewal_is_tried_again(make_leases, redis, keys, connectio
     connection.client.pipeline = failing
     await until(lambda: len(failures) == 2)
     connection.client.pipeline = pipeline
-    ends = await redis.pexpiretime(keys.lease(DIGEST))
-    while await redis.pexpiretime(keys.lease(DIGEST)) == ends:
-        pass
+    await renewed(redis, keys)
     assert not lease.is_lost
 
 
@@ -868,9 +882,9 @@ async def test_user_without_the_right_to_the_channel_is_told(redis_url, redis, k
 async def test_closing_gives_leases_back_and_leaves_nothing_running(
     connection, keys, leases, redis
 ):
+    lease = await held(leases)
     running = asyncio.all_tasks()
     closing = Leases(connection, keys, lease_s=NEVER_S)
-    lease = await held(leases)
     await held(closing, OTHER)
     waiter = await waiting(redis, keys, closing)
     listening = len(await redis.client_list(_type="pubsub"))
@@ -882,8 +896,11 @@ async def test_closing_gives_leases_back_and_leaves_nothing_running(
     with pytest.raises(StoreUnavailable, match="closed"):
         await closing.acquire(DIGEST)
     assert asyncio.all_tasks() == running
-    while len(await redis.client_list(_type="pubsub")) == listening:
-        pass
+
+    async def is_hung_up() -> bool:
+        return len(await redis.client_list(_type="pubsub")) < listening
+
+    await until(is_hung_up)
     await held(leases, OTHER)
     await lease.release(Landing.FAILED)
 

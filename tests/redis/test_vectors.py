@@ -42,9 +42,9 @@ async def fill(connection, store, scope: str, rows: np.ndarray, ttl_ms: int = 60
     pipeline = connection.client.pipeline(transaction=False)
     for i, row in enumerate(rows):
         digest = f"{scope}{i}".ljust(32, "x")
-        store.write(
-            pipeline, digest=digest, scope=scope, vector=row, prompt=f"{scope} {i}", ttl_ms=ttl_ms
-        )
+        key, fields = store.entry(digest=digest, scope=scope, vector=row, prompt=f"{scope} {i}")
+        pipeline.hset(key, items=fields)
+        pipeline.pexpire(key, ttl_ms)
     await pipeline.execute()
 
 
