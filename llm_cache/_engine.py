@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Self
+from typing import Any, Self, overload
 
 from llm_cache._call import Call
 from llm_cache._core.codec import encode_entry
@@ -138,26 +138,56 @@ class Engine:
 
     async def answer(self, call: Call, produce: Produce) -> Answered:
         """Answer *call* from the cache, or with what *produce* makes, and remember that."""
-        found = await self._look_up(call)
-        if isinstance(found, Answered):
-            return found
-        if isinstance(found, str) or call.control.no_cache or not self._config.single_flight:
+        if not self._is_shared(call):
+            alone = await self._look_up(call)
+            return alone if isinstance(alone, Answered) else await self._fill(call, produce, alone)
+        while True:
+            # Whoever comes while the answer is being made needs no look-up of his own.
+            if self._flights.is_running(call.digest):
+                return as_follower(await self._flights.join(call.digest))
+            found = await self._look_up(call, skip=lambda: self._flights.is_running(call.digest))
+            if isinstance(found, Answered):
+                return found
+            if found is not None:
+                break
+        if isinstance(found, str):
             return await self._fill(call, produce, found)
-        answered, is_shared = await self._flights.run(
+        answered, is_follower = await self._flights.run(
             call.digest, partial(self._fill, call, produce, found)
         )
-        return replace(answered, is_shared=True, original=None) if is_shared else answered
+        return as_follower(answered) if is_follower else answered
 
-    async def _look_up(self, call: Call) -> Answered | Lookup | str:
-        """Return the exact hit; else what the look-up saw; else why the cache takes no part."""
+    def _is_shared(self, call: Call) -> bool:
+        """Tell whether *call* may be answered by what another one makes."""
+        control = call.control
+        is_free = call.bypass is None and not control.no_cache and not control.only_if_cached
+        return is_free and self._config.single_flight
+
+    @overload
+    async def _look_up(self, call: Call) -> Answered | Lookup | str: ...
+
+    @overload
+    async def _look_up(
+        self, call: Call, skip: Callable[[], bool]
+    ) -> Answered | Lookup | str | None: ...
+
+    async def _look_up(
+        self, call: Call, skip: Callable[[], bool] = lambda: False
+    ) -> Answered | Lookup | str | None:
+        """Return the exact hit; else what the look-up saw; else why the cache takes no part.
+
+        `None` where *skip* said to do without.
+        """
         if call.bypass is not None:
             return call.bypass
         try:
             await self._ready()
-            found = await self._exact.lookup(call.digest)
+            found = await self._exact.lookup_unless(call.digest, skip)
         except (StoreError, EmbedderError) as error:
             self._refuse_without_model(call)
             return self._failed("lookup_exact", error)
+        if found is None:
+            return None
         if found.entry is not None and call.control.accepts(self._age_s(found.entry)):
             return exact_end(call.digest, found.entry)
         if found.corrupt is not None:
@@ -182,8 +212,7 @@ class Engine:
         if isinstance(found, str):
             return Turn(None, None, reason=found)
         turn = Turn(found.epoch, None, reason=None if found.corrupt is None else "corrupt")
-        control = call.control
-        if not self._config.single_flight or control.no_cache or control.only_if_cached:
+        if not self._is_shared(call):
             return turn
         try:
             claimed = await self._leases.claim(call.digest, partial(self._look_again, call))
@@ -254,7 +283,7 @@ class Engine:
         begin = partial(
             self._begin, call, open_stream, found, key, choices=choices, wants_usage=wants_usage
         )
-        if isinstance(found, str) or call.control.no_cache or not self._config.single_flight:
+        if isinstance(found, str) or not self._is_shared(call):
             return await begin()
         live = self._live.get(key)
         if live is not None:
@@ -399,6 +428,12 @@ class Engine:
 
     def _age_s(self, entry: Entry) -> float:
         return max(0.0, self._clock() - entry.created_s)
+
+
+def as_follower(answered: Answered) -> Answered:
+    """Return *answered* as one who waited for it is told."""
+    # The SDK's own object stays with the caller who asked the model: it can be changed.
+    return replace(answered, is_shared=True, original=None)
 
 
 def exact_end(digest: str, entry: Entry) -> Answered:

@@ -20,18 +20,25 @@ class SingleFlight(Generic[_T]):
     def __init__(self) -> None:
         self._tasks: dict[str, asyncio.Task[_T]] = {}
 
+    def is_running(self, key: str) -> bool:
+        """Tell whether a task for *key* is under way."""
+        return key in self._tasks
+
     async def run(
         self, key: str, produce: Callable[[], Coroutine[Any, Any, _T]]
     ) -> tuple[_T, bool]:
         """Return what *produce* makes, and whether somebody else had started it."""
-        task = self._tasks.get(key)
-        is_follower = task is not None
-        if task is None:
+        is_follower = self.is_running(key)
+        if not is_follower:
             task = asyncio.create_task(produce(), name="llm_cache.fill")
             self._tasks[key] = task
             task.add_done_callback(lambda done: self._land(key, done))
+        return await self.join(key), is_follower
+
+    async def join(self, key: str) -> _T:
+        """Return what the task for *key* makes, which is under way."""
         # Awaiting the task itself would let one caller that is cancelled cancel it for all.
-        return await asyncio.shield(task), is_follower
+        return await asyncio.shield(self._tasks[key])
 
     async def aclose(self, *, wait_s: float) -> None:
         """Wait for what is in flight, at most *wait_s* seconds, then cancel it."""

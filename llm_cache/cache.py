@@ -117,6 +117,7 @@ class LLMCache:
             self._exact,
             self._owned_embedder or as_embedder(embedder),  # type: ignore[arg-type]
             self.config,
+            tell=self._tell,
         )
         self._engine = Engine(
             self._exact,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llm_cache._core.codec import decode_entry
@@ -41,14 +41,23 @@ class ExactStore:
     async def lookup(self, digest: str) -> Lookup:
         """Return the living entry of *digest*, if there is one, and the epoch.
 
+        Costs and raises as `lookup_unless`.
+        """
+        found = await self.lookup_unless(digest, _never)
+        assert found is not None  # noqa: S101 - only a reason to skip gives None
+        return found
+
+    async def lookup_unless(self, digest: str, skip: Callable[[], bool]) -> Lookup | None:
+        """Return what `lookup` does; or `None`, where *skip* says so before the command goes out.
+
         One round trip, shared with the look-ups that wait at the same time; a second one when
         something was invalidated since the last.
 
         Raises:
             StoreUnavailable: Redis did not answer.
         """
-        blob, epoch = await self._reads.get(self._keys.answer(digest))
-        return await self._judge(blob, epoch, digest)
+        read = await self._reads.get(self._keys.answer(digest), needed=lambda: not skip())
+        return None if read is None else await self._judge(*read, digest)
 
     async def lookup_many(self, digests: Sequence[str]) -> list[Lookup]:
         """Return what `lookup` does for each of *digests*; one round trip for all."""
@@ -96,3 +105,7 @@ class ExactStore:
         except CorruptEntry as error:
             return Lookup(None, purges.epoch, error)
         return Lookup(entry if entry and purges.allow(entry) else None, purges.epoch)
+
+
+def _never() -> bool:
+    return False

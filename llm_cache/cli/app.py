@@ -8,8 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 import llm_cache
-from llm_cache.cli import chat, demo, doctor, stats
-from llm_cache.cli.failures import explain
+from llm_cache.cli import chat, demo, doctor, explain, failures, stats
 from llm_cache.cli.screen import complain
 from llm_cache.errors import InvalidRequest
 
@@ -28,7 +27,7 @@ class _Commands(TyperGroup):
         except KeyboardInterrupt:
             raise typer.Exit(_INTERRUPTED) from None
         except Exception as error:
-            message = explain(error)
+            message = failures.explain(error)
             if message is None:
                 raise
             complain(message)
@@ -48,6 +47,7 @@ def make_app() -> typer.Typer:
     app.callback(epilog=EXIT_CODES)(_llm_cache)
     app.command(epilog=EXIT_CODES)(demo.demo)
     app.command(epilog=EXIT_CODES)(chat.chat)
+    app.command(epilog=EXIT_CODES)(explain.explain)
     app.command(epilog=EXIT_CODES)(stats.stats)
     app.command(epilog=doctor.EXIT_CODES)(doctor.doctor)
     return app

@@ -7,26 +7,28 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 
 from llm_cache import CacheConfig, CacheStatus, ChatReply, LLMCache
+from llm_cache.cli.caches import Models, cache_for
 from llm_cache.cli.failures import LastFailure, explain
-from llm_cache.cli.models import BRIEF, BRIEF_SYSTEM, local_chat, local_embedder, remote_chat
 from llm_cache.cli.options import (
     NAMESPACE,
     AsJson,
+    BaseUrl,
+    Local,
+    Model,
     Namespace,
     RedisUrl,
     Semantic,
+    System,
+    Tenant,
     Threshold,
-    make_config,
 )
 from llm_cache.cli.screen import Screen, age, complain, print_json, seconds, status_style
-
-_MODEL = CacheConfig().model
 
 
 def chat(
@@ -40,37 +42,11 @@ def chat(
     ] = None,
     *,
     redis_url: RedisUrl = None,
-    model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The chat model.", show_default=_MODEL)
-    ] = None,
-    system: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TEXT",
-            help='System message; "" for none.',
-            show_default="that of LLMCache; with --local a briefer one",
-        ),
-    ] = None,
-    base_url: Annotated[
-        str | None,
-        typer.Option(
-            "--base-url",
-            metavar="URL",
-            help="Another service that speaks OpenAI's protocol.",
-            show_default="OPENAI_BASE_URL, else OpenAI",
-        ),
-    ] = None,
-    local: Annotated[
-        bool,
-        typer.Option(
-            "--local",
-            help="Use the small models of this machine; with --base-url the embedder alone.",
-        ),
-    ] = False,
-    tenant: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Whose answers these are.", show_default="the shared"),
-    ] = None,
+    model: Model = None,
+    system: System = None,
+    base_url: BaseUrl = None,
+    local: Local = False,
+    tenant: Tenant = None,
     ttl: Annotated[
         float | None,
         typer.Option(
@@ -87,8 +63,6 @@ def chat(
     Without PROMPT, each line is asked on its own, without the ones before it; Ctrl-D ends. A
     Redis or an embedder that fails is told in the status, and the model answers all the same.
     """
-    if local and base_url is None and model is not None:
-        raise typer.BadParameter("--local has one model: leave out --model, or add --base-url")
     settings: dict[str, Any] = {
         "namespace": namespace,
         "semantic": semantic,
@@ -96,15 +70,12 @@ def chat(
     }
     if ttl is not None:
         settings["ttl_s"] = ttl
-    if system is not None:
-        settings["system"] = system or None
-    elif local and base_url is None:
-        settings["system"] = BRIEF_SYSTEM
-    config = make_config(**settings)
+    models = Models(model, base_url, is_local=local)
+    config = models.make_config(system=system, **settings)
     is_interactive = prompt is None and sys.stdin.isatty()
     screen = Screen(live=not as_json)
     with asyncio.Runner() as runner, ExitStack() as stack:
-        opening = _open(redis_url, config, model, base_url=base_url, is_local=local)
+        opening = _open(redis_url, config, models)
         with screen.busy("loading"):
             asker = runner.run(opening)
         stack.callback(lambda: runner.run(asker.aclose()))
@@ -156,50 +127,27 @@ class _Asker:
     """A cache with its models, for one question after another."""
 
     cache: LLMCache
-    model: str
-    params: Mapping[str, Any]
+    options: Mapping[str, Any]
     failures: LastFailure
     opened: AsyncExitStack
 
     async def ask(self, prompt: str, *, tenant: str | None) -> _Answer:
         started_s = time.perf_counter()
-        reply = await self.cache.chat(prompt, model=self.model, tenant=tenant, **self.params)
+        reply = await self.cache.chat(prompt, tenant=tenant, **self.options)
         return _Answer(reply, time.perf_counter() - started_s, self.failures.take())
 
     async def aclose(self) -> None:
         await self.opened.aclose()
 
 
-async def _open(
-    url: str | None,
-    config: CacheConfig,
-    model: str | None,
-    *,
-    base_url: str | None,
-    is_local: bool,
-) -> _Asker:
+async def _open(url: str | None, config: CacheConfig, models: Models) -> _Asker:
     failures = LastFailure()
     async with AsyncExitStack() as stack:
-        params: Mapping[str, Any] = {}
-        if is_local and base_url is None:
-            params = BRIEF
-            chat_model = await stack.enter_async_context(local_chat())
-        else:
-            name = config.model if model is None else model
-            chat_model = await stack.enter_async_context(remote_chat(name, base_url=base_url))
-        embedder = None
-        if is_local and config.semantic:
-            embedder = await stack.enter_async_context(local_embedder())
-        cache = LLMCache(
-            url,
-            client=chat_model.client,
-            embedder=embedder,
-            config=replace(config, upstream_id=chat_model.upstream_id),
-            hooks=[failures],
+        # The first question opens the cache, and is answered without it if that fails.
+        cache, options = await stack.enter_async_context(
+            cache_for(models, url, config, hooks=[failures])
         )
-        # Not opened here: the first question does, and is answered without the cache if it fails.
-        stack.push_async_callback(cache.aclose)
-        return _Asker(cache, chat_model.name, params, failures, stack.pop_all())
+        return _Asker(cache, options, failures, stack.pop_all())
 
 
 def _tell(answer: _Answer, screen: Screen, *, as_json: bool) -> None:

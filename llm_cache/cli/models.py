@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ BRIEF_SYSTEM = "Answer in one short sentence."
 BRIEF: Mapping[str, Any] = {"temperature": 0, "max_tokens": 96, "stop": ["\n"]}
 """With these a small model comes to an end: at that of its first paragraph, and mostly well before
 the limit. An answer that runs into the limit is cut, and a cut answer is never stored."""
+_NOWHERE = "http://nowhere.invalid/v1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,32 +43,40 @@ async def local_embedder() -> AsyncIterator[LocalEmbedder]:
 
 
 @asynccontextmanager
-async def local_chat() -> AsyncIterator[ChatModel]:
-    """Serve the chat model of this machine, and stop it at the end."""
+async def local_chat(*, is_asked: bool = True) -> AsyncIterator[ChatModel]:
+    """Serve the chat model of this machine, and stop it at the end.
+
+    Nothing is started for one that is not *is_asked*, but named in keys.
+    """
     from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
-    async with (
-        LocalChatServer() as server,
-        AsyncOpenAI(
-            base_url=server.base_url,
+    async with AsyncExitStack() as stack:
+        base_url = _NOWHERE
+        if is_asked:
+            server = await stack.enter_async_context(LocalChatServer())
+            base_url = server.base_url
+        client = AsyncOpenAI(
+            base_url=base_url,
             api_key="none",
             # A proxy of the environment must not be asked for this machine.
             http_client=DefaultAsyncHttpxClient(trust_env=False),
-        ) as client,
-    ):
+        )
+        await stack.enter_async_context(client)
         # It listens on another port each time; named by its address, no run would find an answer
         # of an earlier one.
-        yield ChatModel(server.model, client, upstream_id=server.model)
+        yield ChatModel(LocalChatServer.model, client, upstream_id=LocalChatServer.model)
 
 
 @asynccontextmanager
-async def remote_chat(name: str, *, base_url: str | None = None) -> AsyncIterator[ChatModel]:
+async def remote_chat(
+    name: str, *, base_url: str | None = None, is_asked: bool = True
+) -> AsyncIterator[ChatModel]:
     """Make a client for OpenAI, or for what answers at *base_url*, and close it at the end.
 
     Raises:
-        ConfigurationError: there is neither a key nor a base URL.
+        ConfigurationError: there is neither a key nor a base URL, for one that *is_asked*.
     """
-    if not openai_key_in_env() and base_url is None:
+    if is_asked and not openai_key_in_env() and base_url is None:
         raise ConfigurationError(
             "there is no model to ask: set OPENAI_API_KEY, name another service that speaks its"
             " protocol with --base-url, or use the small models of this machine with --local"

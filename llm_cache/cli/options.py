@@ -37,6 +37,43 @@ Threshold = Annotated[
         help="Least similarity of a semantic hit; higher is stricter.",
     ),
 ]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model", metavar="NAME", help="The chat model.", show_default=CacheConfig().model
+    ),
+]
+System = Annotated[
+    str | None,
+    typer.Option(
+        "--system",
+        metavar="TEXT",
+        help='System message; "" for none.',
+        show_default="that of LLMCache; with --local a briefer one",
+    ),
+]
+BaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--base-url",
+        metavar="URL",
+        help="Another service that speaks OpenAI's protocol.",
+        show_default="OPENAI_BASE_URL, else OpenAI",
+    ),
+]
+Local = Annotated[
+    bool,
+    typer.Option(
+        "--local",
+        help="Use the small models of this machine; with --base-url the embedder alone.",
+    ),
+]
+Tenant = Annotated[
+    str | None,
+    typer.Option(
+        "--tenant", metavar="NAME", help="Whose answers these are.", show_default="the shared"
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 PriceModel = Annotated[
     str,
