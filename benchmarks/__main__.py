@@ -8,7 +8,7 @@ import platform
 import sys
 from pathlib import Path
 
-from benchmarks.micro import exact, recall
+from benchmarks.micro import concurrent, exact, lag, recall, stream
 
 
 def main() -> None:
@@ -28,6 +28,22 @@ async def _run(url: str, data: Path | None) -> int:
     print(
         f"exact hit      chat() p50 {hit.chat_us:.0f} µs, bare GET {hit.get_us:.0f} µs,"
         f" ratio {hit.ratio:.2f}"
+    )
+    for callers in (100, 1_000):
+        many = await concurrent.measure(url, callers=callers)
+        print(
+            f"exact hits     {callers:,} callers: chat() {many.chat_per_s:,.0f}/s, bare GETs"
+            f" {many.get_per_s:,.0f}/s, ratio {many.ratio:.1f}"
+        )
+    first = await stream.measure(url)
+    print(
+        f"first token    through the cache {first.cached_ms:.2f} ms, direct {first.direct_ms:.2f}"
+        f" ms, p50 of the difference {first.added_ms:.2f} ms"
+    )
+    late = await lag.measure(url)
+    print(
+        f"loop lag       p50 {late.p50_ms:.2f} ms, p99 {late.p99_ms:.2f} ms, worst"
+        f" {late.worst_ms:.1f} ms at {late.lookups_per_s:.0f} look-ups/s with LocalEmbedder"
     )
     layouts = [recall.shared_prompts(url)]
     if data is None:

@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from enum import StrEnum
 from typing import Any, Self, TypeVar
+from weakref import WeakSet
 
 from redis.exceptions import NoScriptError
 
@@ -166,7 +167,8 @@ class Leases:
         self._keys = keys
         self._lease_ms = round(lease_s * 1000)
         self._renew_s = renew_s
-        self._held: set[Lease] = set()
+        # A lease whose holder is gone without a word is not kept alive by its renewal.
+        self._held: WeakSet[Lease] = WeakSet()
         self._renewing: asyncio.Task[None] | None = None
         self._landings = Landings(connection)
         self._is_closed = False
@@ -341,16 +343,17 @@ class Leases:
         # Leases that are due at nearly the same time travel together.
         tick_s = self._renew_s / 6
         while self._held:
-            due = [lease for lease in self._held if lease.due_s <= _now_s()]
-            if due:
-                await self._extend(due)
+            # No local variable keeps a lease during the pause.
+            await self._extend([lease for lease in self._held if lease.due_s <= _now_s()])
             next_s = min((lease.due_s for lease in self._held), default=0.0)
             await asyncio.sleep(max(next_s - _now_s(), tick_s))
         # Without a pause since the look at what is held: the next lease starts another task.
         self._renewing = None
 
     async def _extend(self, leases: list[Lease]) -> None:
-        """Renew *leases*. One round trip."""
+        """Renew *leases*. One round trip, none for no leases."""
+        if not leases:
+            return
         next_s = _now_s() + self._renew_s
         for lease in leases:
             lease.due_s = next_s

@@ -102,11 +102,37 @@ def test_nothing_is_stored(explain, asked, redis_url, namespace):
         assert set(redis.scan_iter(f"{namespace}:*")) == before
 
 
-def test_people_see_the_same_in_80_columns(run, asked):
-    env = {"OPENAI_BASE_URL": asked_at(run), "COLUMNS": "80", "FORCE_COLOR": "1", "TERM": "dumb"}
-    ran = run("explain", "--param", "temperature=0", REPHRASED, env={**env})
+def test_people_see_all_of_it(run, asked):
+    ran = run("explain", "--param", "temperature=0", QUESTION)
 
-    assert ran.exit_code == 0, ran.output
+    assert ran.exit_code == 0
+    assert "status        miss: no stored answer may be served\n" in ran.stdout
+    assert "messages      system: You are a helpful assistant.\n" in ran.stdout
+    assert 'body          {"temperature": 0}\n' in ran.stdout
+    assert f"compared      {QUESTION}\nthreshold     0.97\ncandidates    none" in ran.stdout
+
+
+def test_candidates_are_a_table_that_fits_a_narrow_terminal(run, asked, service):
+    long = f"{QUESTION} {'It was asked by a person who likes to write. ' * 20}"
+    assert run("chat", long).exit_code == 0
+
+    # A terminal that can do nothing is 80 columns wide.
+    ran = run("explain", REPHRASED, env={**service, "FORCE_COLOR": "1", "TERM": "dumb"})
+
+    lines = [line.rstrip() for line in ran.stdout.splitlines()]
+    assert "status        semantic: a stored prompt means the same" in lines
+    table = lines[next(i for i, line in enumerate(lines) if line.startswith("similarity ")) :]
+    assert table[0].split() == ["similarity", "verdict", "prompt"]
+    assert table[1].endswith(f"served                 {QUESTION}")
+    assert len(table) > 6
+    assert lines[-1].endswith("…")
+    assert max(map(len, lines)) <= 80
+
+
+def test_what_others_stored_does_not_reach_the_terminal_as_commands(run):
+    run("chat", "Hi \x1b[31mred")
+
+    assert "\x1b" not in run("explain", "Hi \x1b[31mRed").stdout
 
 
 def test_without_the_semantic_layer_neither_key_nor_service_is_needed(explain, run):

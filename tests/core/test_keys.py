@@ -63,9 +63,20 @@ def test_keys_of_one_answer_share_a_slot():
     keys, (digest, _) = Keys("n"), names()
     tags = {
         re.search(r"\{(.*?)\}", key)[1]  # type: ignore[index]
-        for key in (keys.answer(digest), keys.entry("s", digest), keys.refs(digest))
+        for key in (
+            *(keys.answer(digest), keys.lease(digest)),
+            *(keys.entry("s", digest), keys.refs(digest)),
+        )
     }
     assert tags == {digest}
+
+
+def test_channel_belongs_to_one_database_and_one_digest():
+    keys = Keys("n")
+    digests = [names("one")[0], names("two")[0]]
+    channels = {keys.landed(d, database=n) for d in digests for n in (0, 1)}
+    assert keys.landed("d", database=0) == "n:landed:0:{d}"
+    assert len(channels) == 4
 
 
 def test_vector_spaces_of_equal_size_have_different_names():

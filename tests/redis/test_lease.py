@@ -283,16 +283,16 @@ async def test_lease_is_renewed_while_it_is_held(make_leases, redis, keys):
 async def test_many_leases_are_renewed_in_one_round_trip(make_leases, redis, keys):
     leases = make_leases(lease_s=30, renew_s=1)
     digests = [f"{n:032d}" for n in range(20)]
-    await asyncio.gather(*(held(leases, digest) for digest in digests))
+    kept = await asyncio.gather(*(held(leases, digest) for digest in digests))
     sent = []
     original = leases._extend
 
     async def extend(due):
-        sent.append(len(due))
+        sent.extend([len(due)] if due else [])
         await original(due)
 
     leases._extend = extend
-    await until(lambda: sum(sent) == 20)
+    await until(lambda: sum(sent) == len(kept))
     assert len(sent) <= 3
 
 
@@ -310,8 +310,9 @@ async def test_lease_taken_after_a_rest_is_renewed_too(make_leases, redis, keys)
     leases = make_leases(lease_s=30, renew_s=0.02)
     await (await held(leases)).release(Landing.FAILED)
     await until(lambda: leases._renewing is None)
-    await held(leases)
+    lease = await held(leases)
     await renewed(redis, keys)
+    await lease.release(Landing.FAILED)
 
 
 async def test_lease_that_is_lost_is_remembered_and_no_longer_renewed(make_leases, redis, keys):
@@ -326,6 +327,16 @@ async def test_lease_that_is_lost_is_remembered_and_no_longer_renewed(make_lease
     async with counted(redis) as made:
         assert not await lease.release(Landing.FAILED)
     assert made["getex"] == 0
+
+
+async def test_lease_that_its_holder_forgot_runs_out(make_leases, redis, keys):
+    leases = make_leases(lease_s=0.2, renew_s=0.02)
+    lease = await held(leases)
+    await renewed(redis, keys)
+    del lease
+
+    assert await leases.wait(DIGEST) is Landing.LANDED
+    await until(lambda: leases._renewing is None)
 
 
 # ---------------------------------------------------------------- giving back
@@ -544,16 +555,34 @@ async def test_subscription_that_died_while_nobody_listened_is_made_again(
         await redis.client_kill_filter(_type="pubsub")
 
 
+async def test_connection_that_is_lost_while_it_is_subscribed_to_gets_a_second_try(
+    leases, others, redis, keys
+):
+    lease = await held(leases)
+    asked = await count(redis, "pttl")
+    waiter = asyncio.create_task(others.wait(DIGEST))
+    await until(lambda: others._landings._line is not None)
+    others._landings.hang_up(ConnectionResetError("by the peer"))
+
+    await until_run(redis, "pttl", asked + 1)
+    await lease.release(Landing.LANDED)
+    assert await waiter is Landing.LANDED
+
+
 async def test_databases_do_not_hear_each_other(leases, redis_url, keys, redis):
     connection = Connection(f"{redis_url}?db=1", max_connections=2, timeout_s=PATIENCE_S)
     await connection.open()
     elsewhere = Leases(connection, keys, lease_s=NEVER_S)
     here, there = await held(leases), await held(elsewhere)
+    async with counted(redis) as made:
+        far_waiter = await waiting(redis, keys, elsewhere)
+    assert made == {"subscribe": 1, "pttl": 1}
     waiter = await waiting(redis, keys, leases)
     await there.release(Landing.FAILED)
     await here.release(Landing.LANDED)
 
     assert await waiter is Landing.LANDED
+    assert await far_waiter is Landing.FAILED
     await elsewhere.aclose()
     await connection.aclose()
 
@@ -853,6 +882,7 @@ async def test_subscription_without_an_answer_is_given_up_and_made_again(
     with pytest.raises(StoreTimeout):
         await others.wait(DIGEST)
     connection._timeout_s = PATIENCE_S
+    assert others._landings._line is None
 
     waiter = await waiting(redis, keys, others)
     await lease.release(Landing.LANDED)
@@ -885,7 +915,7 @@ async def test_closing_gives_leases_back_and_leaves_nothing_running(
     lease = await held(leases)
     running = asyncio.all_tasks()
     closing = Leases(connection, keys, lease_s=NEVER_S)
-    await held(closing, OTHER)
+    kept = await held(closing, OTHER)
     waiter = await waiting(redis, keys, closing)
     listening = len(await redis.client_list(_type="pubsub"))
 
@@ -901,6 +931,7 @@ async def test_closing_gives_leases_back_and_leaves_nothing_running(
         return len(await redis.client_list(_type="pubsub")) < listening
 
     await until(is_hung_up)
+    assert kept.is_ended
     await held(leases, OTHER)
     await lease.release(Landing.FAILED)
 
