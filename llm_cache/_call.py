@@ -10,8 +10,8 @@ from llm_cache._core import keys, policy
 from llm_cache._core.canonical import to_json
 from llm_cache._core.control import ANY, CacheControl, parse_cache_control
 from llm_cache._core.normalize import Prompt, frame_value, normalize
-from llm_cache._core.types import ChatRequest, Completion, Json
-from llm_cache.config import CacheConfig, check_ttl
+from llm_cache._core.types import ChatRequest, Completion, Entry, Json
+from llm_cache.config import CacheConfig, check_ttl, is_number
 from llm_cache.errors import ConfigurationError, InvalidRequest
 
 
@@ -44,6 +44,7 @@ class ChatOptions(CallOptions, total=False):
 
 CALL_OPTIONS = frozenset(CallOptions.__annotations__)
 CHAT_OPTIONS = frozenset(ChatOptions.__annotations__) | CALL_OPTIONS
+_RAW_RESPONSE_HEADER = "x-stainless-raw-response"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +68,18 @@ class Call:
     """Why the cache takes no part at all; `None` where it does."""
     refuse: Callable[[Json], str | None]
     """Why an answer must not be stored."""
+    wait_s: float | None = None
+    """How long another caller's answer is waited for: as long as the model would be."""
+
+    @property
+    def flight(self) -> str:
+        """Names those calls that one answer serves, whatever the layer it comes from."""
+        return f"{self.digest} {self.semantic} {self.control.max_age_s}"
+
+    def accepts(self, entry: Entry, now_s: float) -> bool:
+        """Tell whether *entry*, which was found for this call, may be served."""
+        is_allowed = self.semantic or entry.origin is None
+        return is_allowed and self.control.accepts(max(0.0, now_s - entry.created_s))
 
 
 def plan_chat(
@@ -75,6 +88,7 @@ def plan_chat(
     config: CacheConfig,
     base_url: str,
     defaults: Mapping[str, Mapping[str, Any]],
+    timeout_s: Any = None,
     params: Mapping[str, Any],
     model: str | None = None,
     system: str | Unset | None = UNSET,
@@ -82,7 +96,8 @@ def plan_chat(
 ) -> tuple[Call, ChatRequest]:
     """Return the call that these arguments make, and what the model is to be asked.
 
-    *defaults* are the headers and the query that the client adds to every request.
+    *defaults* are the headers and the query that the client adds to every request, *timeout_s* is
+    its time-out in any form the SDK takes.
 
     Raises:
         InvalidRequest: an argument cannot work; the message names it.
@@ -101,7 +116,7 @@ def plan_chat(
         max_chars=config.max_prompt_chars,
     )
     if options.get("cache_control") is None:
-        options["cache_control"] = _control_header(request.params)
+        options["cache_control"] = control_header(request.params)
     call = _plan(
         request.frame,
         request.text,
@@ -111,6 +126,7 @@ def plan_chat(
         request={"model": request.model, "messages": request.messages, **request.params},
         refuse=policy.refusal,
         options=options,
+        wait_s=_seconds(request.params.get("timeout"), timeout_s),
     )
     return call, request
 
@@ -154,8 +170,11 @@ def _plan(
     request: Mapping[str, Any],
     refuse: Callable[[Json], str | None],
     options: CallOptions,
+    wait_s: float | None = None,
 ) -> Call:
     tenant = _checked_tenant(options.get("tenant"), is_required=config.require_tenant)
+    if not _is_unicode(normalized):
+        raise InvalidRequest("the prompt holds a lone surrogate, which is not Unicode text")
     digest, scope = keys.identify(
         frame,
         normalized,
@@ -177,6 +196,7 @@ def _plan(
         control=control,
         bypass=_bypass_reason(control, config, request),
         refuse=refuse,
+        wait_s=wait_s,
     )
 
 
@@ -196,9 +216,40 @@ def as_completion(answer: Any, model: str) -> Completion:
     return dict(as_json)
 
 
-def _control_header(params: Mapping[str, Any]) -> str | None:
-    headers = params.get("extra_headers") or {}
-    return next((v for name, v in headers.items() if name.lower() == "cache-control"), None)
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options that are none of the cache's.
+
+    Raises:
+        ConfigurationError: naming them.
+    """
+    unknown = sorted(options.keys() - CALL_OPTIONS)
+    if unknown:
+        raise ConfigurationError(
+            f"the cache has no option {', '.join(unknown)}: it has"
+            f" {', '.join(sorted(CALL_OPTIONS))}"
+        )
+
+
+def take_options(params: dict[str, Any], standing: CallOptions) -> CallOptions | None:
+    """Take the cache's own options out of *params*, and lay them over the *standing* ones.
+
+    `None` where *params* ask the SDK for a raw response: then the cache has no part in the call.
+    """
+    given: Any = {name: params.pop(name) for name in CALL_OPTIONS & params.keys()}
+    is_raw = _header(params, _RAW_RESPONSE_HEADER) is not None
+    return None if is_raw else {**standing, **given}
+
+
+def control_header(params: Mapping[str, Any]) -> str | None:
+    """Return the `Cache-Control` among the `extra_headers` of *params*."""
+    value: str | None = _header(params, "cache-control")
+    return value
+
+
+def _header(params: Mapping[str, Any], wanted: str) -> Any:
+    headers = params.get("extra_headers")
+    given = headers.items() if isinstance(headers, Mapping) else ()
+    return next((value for name, value in given if str(name).lower() == wanted), None)
 
 
 def _bypass_reason(
@@ -230,9 +281,20 @@ def _checked_tags(tags: Iterable[object]) -> tuple[str, ...]:
     return tuple(checked)
 
 
+def _seconds(given: Any, default: Any) -> float | None:
+    """Return a time-out of the SDK, a number or an object with several, in seconds."""
+    timeout = default if given is None else given
+    seconds = getattr(timeout, "read", timeout)
+    return float(seconds) if is_number(seconds) else None
+
+
 def _is_unicode(text: str) -> bool:
     """Tell whether *text* can be written down: a lone surrogate cannot."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _checked_ttl_ms(ttl_s: float | None, config: CacheConfig) -> int:

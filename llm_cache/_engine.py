@@ -7,7 +7,8 @@ the model's answer, the status says what was bypassed, an event carries the exce
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import copy
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -72,9 +73,15 @@ class Streaming:
     end: asyncio.Future[Answered]
     """Comes when the stream has ended and its answer is stored, or not."""
     status: CacheStatus
+    reason: str | None
     response: Any
     """The SDK's HTTP response."""
     is_shared: bool = False
+
+    def joined(self) -> Streaming:
+        """Return this stream, which its only listener has joined."""
+        self.chunks.join()
+        return self
 
 
 @dataclass(slots=True)
@@ -87,6 +94,10 @@ class Turn:
     """`None` where nobody waits: single-flight is off, or Redis fails."""
     reason: str | None = None
     """Why the cache takes no full part."""
+    may_promote: bool = False
+    """Whether a semantic hit may become the answer of this request: it has none of its own."""
+    replaces: bool = False
+    """Whether there is something dead in its place."""
 
     @property
     def status(self) -> CacheStatus:
@@ -130,7 +141,7 @@ class Engine:
         self._tell = tell
         self._clock = clock
         self._flights: SingleFlight[Answered] = SingleFlight()
-        self._beginnings: SingleFlight[Answered | Streaming] = SingleFlight()
+        self._beginnings: SingleFlight[Answered | Streaming] = SingleFlight(_give_up_unheard)
         self._live: dict[str, Streaming] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -143,18 +154,22 @@ class Engine:
             return alone if isinstance(alone, Answered) else await self._fill(call, produce, alone)
         while True:
             # Whoever comes while the answer is being made needs no look-up of his own.
-            if self._flights.is_running(call.digest):
-                return as_follower(await self._flights.join(call.digest))
-            found = await self._look_up(call, skip=lambda: self._flights.is_running(call.digest))
+            if self._flights.is_running(call.flight):
+                async with asyncio.timeout(call.wait_s):
+                    return as_follower(await self._flights.join(call.flight))
+            found = await self._look_up(call, skip=lambda: self._flights.is_running(call.flight))
             if isinstance(found, Answered):
                 return found
+            if isinstance(found, str):
+                return await self._fill(call, produce, found)
             if found is not None:
                 break
-        if isinstance(found, str):
-            return await self._fill(call, produce, found)
-        answered, is_follower = await self._flights.run(
-            call.digest, partial(self._fill, call, produce, found)
-        )
+        # The leader waits for the model, which has a time-out of its own.
+        patience = call.wait_s if self._flights.is_running(call.flight) else None
+        async with asyncio.timeout(patience):
+            answered, is_follower = await self._flights.run(
+                call.flight, partial(self._fill, call, produce, found)
+            )
         return as_follower(answered) if is_follower else answered
 
     def _is_shared(self, call: Call) -> bool:
@@ -184,11 +199,12 @@ class Engine:
             await self._ready()
             found = await self._exact.lookup_unless(call.digest, skip)
         except (StoreError, EmbedderError) as error:
+            reason = self._failed("lookup_exact", error)
             self._refuse_without_model(call)
-            return self._failed("lookup_exact", error)
+            return reason
         if found is None:
             return None
-        if found.entry is not None and call.control.accepts(self._age_s(found.entry)):
+        if found.entry is not None and self._accepts(call, found.entry):
             return exact_end(call.digest, found.entry)
         if found.corrupt is not None:
             self._failed("lookup_exact", found.corrupt)
@@ -212,10 +228,13 @@ class Engine:
         if isinstance(found, str):
             return Turn(None, None, reason=found)
         turn = Turn(found.epoch, None, reason=None if found.corrupt is None else "corrupt")
+        turn.may_promote = found.entry is None
+        turn.replaces = found.was_taken
         if not self._is_shared(call):
             return turn
         try:
-            claimed = await self._leases.claim(call.digest, partial(self._look_again, call))
+            async with asyncio.timeout(call.wait_s):
+                claimed = await self._leases.claim(call.digest, partial(self._look_again, call))
         except StoreError as error:
             return replace(turn, reason=self._failed("lease", error))
         return claimed if isinstance(claimed, Answered) else replace(turn, lease=claimed)
@@ -223,7 +242,7 @@ class Engine:
     async def _look_again(self, call: Call) -> Answered | None:
         """Return what has been stored since this call looked, as what a follower is given."""
         entry = (await self._exact.lookup(call.digest)).entry
-        if entry is None or not call.control.accepts(self._age_s(entry)):
+        if entry is None or not self._accepts(call, entry):
             return None
         status = CacheStatus.MISS if entry.origin is None else CacheStatus.SEMANTIC
         return replace(exact_end(call.digest, entry), status=status, is_shared=True)
@@ -237,15 +256,16 @@ class Engine:
             place = await self._semantic.locate(call.text, call.scope)
             if place is None or call.control.no_cache:
                 return place, None
-            hit = await self._semantic.lookup(place)
+            hit = await self._semantic.lookup(place, partial(self._accepts, call))
         except (EmbedderError, StoreError) as error:
             if isinstance(error, InvalidEmbedding) and not self._semantic.has_worked:
                 raise
             turn.reason = self._failed("lookup_semantic", error)
             return place, None
-        if hit is None or not call.control.accepts(self._age_s(hit.entry)):
+        if hit is None:
             return place, None
-        await self._promote(call, hit)
+        if turn.may_promote:
+            await self._promote(call, hit, replaces=turn.replaces)
         await turn.land()
         return place, semantic_end(hit)
 
@@ -253,9 +273,7 @@ class Engine:
         """Store what the model answered, unless nothing was looked up, and return it."""
         refusal = None
         if turn.epoch is not None:
-            refusal = await self._store(
-                call, fresh.answer, epoch=turn.epoch, place=place, lease=turn.lease
-            )
+            refusal = await self._store(call, fresh.answer, turn, place)
         is_stored = turn.epoch is not None and refusal is None
         return Answered(
             turn.status,
@@ -276,30 +294,40 @@ class Engine:
         want the usage chunk and those who do not have streams of their own, since only the model
         can add it.
         """
-        found = await self._look_up(call)
-        if isinstance(found, Answered):
-            return found
-        key = f"{call.digest}{'+usage' if wants_usage else ''}"
-        begin = partial(
-            self._begin, call, open_stream, found, key, choices=choices, wants_usage=wants_usage
-        )
-        if isinstance(found, str) or not self._is_shared(call):
-            return await begin()
-        live = self._live.get(key)
-        if live is not None:
-            return replace(live, is_shared=True)
-        begun, is_shared = await self._beginnings.run(key, begin)
-        return replace(begun, is_shared=True) if is_shared else begun
+        if not self._is_shared(call):
+            alone = await self._look_up(call)
+            if isinstance(alone, Answered):
+                return alone
+            begun = await self._begin(call, open_stream, alone, choices, wants_usage)
+            return begun if isinstance(begun, Answered) else begun.joined()
+        while True:
+            live = self._live.get(call.flight)
+            if live is not None and live.chunks.join():
+                return replace(live, is_shared=True)
+            found = await self._look_up(call)
+            if isinstance(found, Answered):
+                return found
+            begin = partial(self._begin, call, open_stream, found, choices, wants_usage)
+            if isinstance(found, str):
+                begun, is_shared = await begin(), False
+            elif self._live.get(call.flight) is not None:
+                continue
+            else:
+                async with asyncio.timeout(call.wait_s):
+                    begun, is_shared = await self._beginnings.run(call.flight, begin)
+            if isinstance(begun, Answered):
+                return as_follower(begun) if is_shared else begun
+            # Its leader may have come and gone while this follower was waking up.
+            if begun.chunks.join():
+                return replace(begun, is_shared=is_shared)
 
     async def _begin(
         self,
         call: Call,
         open_stream: OpenStream,
         found: Lookup | str,
-        key: str,
-        *,
         choices: int,
-        wants_usage: bool,
+        wants_usage: bool,  # noqa: FBT001 - handed on by `partial`
     ) -> Answered | Streaming:
         """Return the semantic hit, or the stream that has begun."""
         turn = await self._take_turn(call, found)
@@ -313,8 +341,15 @@ class Engine:
             self._refuse_without_model(call)
             source = await open_stream()
             held.pop_all()  # from here on the pump holds the turn
-        chunks: SharedStream[Any] = SharedStream(lambda: task.cancel())  # noqa: PLW0108
-        streaming = Streaming(chunks, _future(), turn.status, getattr(source, "response", None))
+
+        def retire() -> None:
+            # Whoever comes now must look up anew: this stream only winds up.
+            if self._live.get(call.flight) is streaming:
+                del self._live[call.flight]
+
+        def abandon() -> None:
+            retire()
+            task.cancel()
 
         async def conclude(heard: Accumulator) -> Answered:
             answer = heard.completion(choices=choices, usage_expected=wants_usage)
@@ -323,11 +358,20 @@ class Engine:
             self._tell(StoreSkipped(Refusal.UNFINISHED, call.model))
             return Answered(turn.status, {}, reason=turn.reason or Refusal.UNFINISHED)
 
-        pump = self._pump(source, streaming, turn, conclude)
+        streaming = Streaming(
+            chunks=SharedStream(abandon, retire),
+            end=_future(),
+            status=turn.status,
+            reason=turn.reason,
+            response=getattr(source, "response", None),
+        )
+        is_complete = partial(_is_complete, choices=choices, wants_usage=wants_usage)
+        pump = self._pump(source, streaming, turn, conclude, is_complete)
         task = asyncio.create_task(pump, name="llm_cache.stream")
         self._tasks.add(task)
-        self._live[key] = streaming
-        task.add_done_callback(lambda done: self._stream_ended(key, streaming, done))
+        if self._is_shared(call) and isinstance(found, Lookup):
+            self._live[call.flight] = streaming
+        task.add_done_callback(partial(self._stream_ended, call.model, streaming, source, turn))
         return streaming
 
     async def _pump(
@@ -336,14 +380,20 @@ class Engine:
         streaming: Streaming,
         turn: Turn,
         conclude: Callable[[Accumulator], Awaitable[Answered]],
+        is_complete: Callable[[Accumulator], bool],
     ) -> None:
         """Hand every chunk on as it arrives, and store the answer after a clean end."""
         heard = Accumulator()
         try:
             async with turn:
-                async for chunk in source:
-                    streaming.chunks.say(chunk)
-                    heard.add(chunk.model_dump(exclude_unset=True, warnings=False))
+                try:
+                    async for chunk in source:
+                        streaming.chunks.say(chunk)
+                        heard.add(_as_json(chunk))
+                except asyncio.CancelledError:
+                    # Many readers leave at the last word, before the end of the stream.
+                    if not is_complete(heard):
+                        raise
                 streaming.end.set_result(await conclude(heard))
         except BaseException as error:
             is_cancelled = isinstance(error, asyncio.CancelledError)
@@ -355,24 +405,43 @@ class Engine:
             streaming.chunks.end()
             await source.close()
 
-    def _stream_ended(self, key: str, streaming: Streaming, task: asyncio.Task[None]) -> None:
+    def _stream_ended(
+        self, model: str, streaming: Streaming, source: Any, turn: Turn, task: asyncio.Task[None]
+    ) -> None:
         self._tasks.discard(task)
         observe(task)
-        if self._live.get(key) is streaming:
-            del self._live[key]
+        if task.cancelled():
+            self._tell(StoreSkipped(Refusal.ABANDONED, model))
+        if not streaming.end.done():
+            # Cancelled before its first step, so that the pump has tidied up nothing.
+            error = CacheClosed("the stream was given up")
+            streaming.end.set_exception(error)
+            streaming.chunks.end(error)
+            self._spawn(_dispose(source, turn))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work, name="llm_cache.dispose")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     # ------------------------------------------------------------------ steps
 
     async def store(
-        self, call: Call, answer: Json, *, epoch: str, place: Place | None
+        self,
+        call: Call,
+        answer: Json,
+        *,
+        epoch: str,
+        place: Place | None,
+        lease: Lease | None = None,
     ) -> str | None:
-        """Store *answer*, whatever is there; return why not, if not."""
-        return await self._store(call, answer, epoch=epoch, place=place, lease=None)
+        """Store *answer*, whatever is there; return why it must not be stored, if so.
 
-    async def _store(
-        self, call: Call, answer: Json, *, epoch: str, place: Place | None, lease: Lease | None
-    ) -> str | None:
-        refusal = call.refuse(answer)
+        Raises:
+            StoreError: Redis failed.
+        """
+        refusal = _refusal(call, answer)
+        blob = b""
         if refusal is None:
             entry = Entry(
                 answer=answer,
@@ -382,29 +451,41 @@ class Engine:
                 tenant=call.tenant,
                 tags=call.tags,
             )
-            blob = encode_entry(entry, call.digest)
-            refusal = Refusal.TOO_LARGE if len(blob) > self._config.max_entry_bytes else None
+            try:
+                blob = encode_entry(entry, call.digest)
+            except (ValueError, TypeError):
+                refusal = Refusal.NOT_TEXT
+        if len(blob) > self._config.max_entry_bytes:
+            refusal = Refusal.TOO_LARGE
         if refusal is not None:
             self._tell(StoreSkipped(refusal, call.model))
             return refusal
         leading = None if place is None else self._semantic.entry(place, call.digest)
+        # Where a late leader finds a newer answer in place, that one stays: it is stored too.
+        await self._leases.store(call.digest, blob, ttl_ms=call.ttl_ms, entry=leading, lease=lease)
+        return None
+
+    async def _store(
+        self, call: Call, answer: Json, turn: Turn, place: Place | None
+    ) -> str | None:
+        """Store *answer* if Redis allows; return why not, if not."""
         try:
-            # Where a late leader finds a newer answer in place, that one stays: it is stored too.
-            await self._leases.store(
-                call.digest, blob, ttl_ms=call.ttl_ms, entry=leading, lease=lease
+            return await self.store(
+                call, answer, epoch=turn.epoch or "", place=place, lease=turn.lease
             )
         except StoreError as error:
+            # Giving the lease back would only wait for the same Redis again: it runs out.
+            turn.lease = None
             return self._failed("store", error)
-        return None
 
     async def aclose(self, *, wait_s: float) -> None:
         """Wait for what is under way, at most *wait_s* seconds, then cancel it."""
-        await self._flights.aclose(wait_s=wait_s)
-        await self._beginnings.aclose(wait_s=wait_s)
-        await finish(list(self._tasks), wait_s=wait_s)
+        under_way = [*self._flights.tasks, *self._beginnings.tasks, *self._tasks]
+        await finish(under_way, wait_s=wait_s)
+        await finish(list(self._tasks), wait_s=0)
         await self._leases.aclose()
 
-    async def _promote(self, call: Call, hit: SemanticHit) -> None:
+    async def _promote(self, call: Call, hit: SemanticHit, *, replaces: bool) -> None:
         """Write a semantic hit back as an exact alias, so that its next repeat is one command."""
         if hit.left_ms <= 0:
             return
@@ -412,7 +493,9 @@ class Engine:
         alias = hit.entry.as_alias(origin, hit.candidate.similarity)
         blob = encode_entry(alias, call.digest)
         try:
-            await self._exact.promote(call.digest, origin, blob, left_ms=hit.left_ms)
+            await self._exact.promote(
+                call.digest, origin, blob, left_ms=hit.left_ms, replaces=replaces
+            )
         except StoreError as error:
             self._failed("promote", error)
 
@@ -426,14 +509,16 @@ class Engine:
         self._tell(DependencyFailed(dependency, operation, error))
         return dependency
 
-    def _age_s(self, entry: Entry) -> float:
-        return max(0.0, self._clock() - entry.created_s)
+    def _accepts(self, call: Call, entry: Entry) -> bool:
+        return call.accepts(entry, self._clock())
 
 
 def as_follower(answered: Answered) -> Answered:
     """Return *answered* as one who waited for it is told."""
-    # The SDK's own object stays with the caller who asked the model: it can be changed.
-    return replace(answered, is_shared=True, original=None)
+    # Answers can be changed by those who have them: everybody gets his own. The SDK's object
+    # stays with the caller who asked the model.
+    answer = copy.deepcopy(answered.answer)
+    return replace(answered, answer=answer, is_shared=True, original=None)
 
 
 def exact_end(digest: str, entry: Entry) -> Answered:
@@ -457,6 +542,33 @@ def semantic_end(hit: SemanticHit) -> Answered:
         created_s=hit.entry.created_s,
         similarity=hit.candidate.similarity,
     )
+
+
+def _refusal(call: Call, answer: Json) -> str | None:
+    try:
+        return call.refuse(answer)
+    except Exception:  # noqa: BLE001 - the rule may be the caller's code; its answer is paid for
+        return Refusal.NOT_WANTED
+
+
+def _as_json(chunk: Any) -> Any:
+    """Return *chunk* as JSON; what the SDK could make nothing of comes through as it is."""
+    dump = getattr(chunk, "model_dump", None)
+    return chunk if dump is None else dump(exclude_unset=True, warnings=False)
+
+
+def _is_complete(heard: Accumulator, *, choices: int, wants_usage: bool) -> bool:
+    return heard.completion(choices=choices, usage_expected=wants_usage) is not None
+
+
+def _give_up_unheard(begun: Answered | Streaming) -> None:
+    if isinstance(begun, Streaming):
+        begun.chunks.give_up_unheard()
+
+
+async def _dispose(source: Any, turn: Turn) -> None:
+    async with turn:
+        await source.close()
 
 
 def _future() -> asyncio.Future[Answered]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 from llm_cache._call import Call
@@ -19,7 +20,7 @@ from llm_cache.config import CacheConfig
 class Neighbour:
     """A stored prompt near the one that is explained."""
 
-    prompt: str
+    prompt: str = field(repr=False)
     similarity: float
     key: str
     """Redis key of its answer."""
@@ -29,7 +30,7 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """How a request would be answered, and why. Holds prompts."""
+    """How a request would be answered, and why. Holds prompts; its `repr` shows none."""
 
     status: CacheStatus
     """What a call would end with now."""
@@ -39,9 +40,10 @@ class Explanation:
     """Redis key that an answer to this very request has."""
     scope: str
     """Digest of everything that must be equal before answers are shared."""
-    parts: dict[str, Any]
-    """What key and scope are made of."""
-    compared: str | None
+    parts: dict[str, Any] = field(repr=False)
+    """What key and scope are made of. Of headers and query, which may hold credentials, each value
+    is shown as a digest: enough to see which one differs."""
+    compared: str | None = field(repr=False)
     """The text that the semantic layer compares; `None` where it takes no part."""
     similarity_threshold: float | None
     neighbours: tuple[Neighbour, ...]
@@ -92,10 +94,17 @@ def _parts(call: Call, request: ChatRequest, config: CacheConfig) -> dict[str, A
         "model": model,
         "messages": messages,
         "body": body,
-        "headers": headers,
-        "query": query,
+        "headers": _digests(headers),
+        "query": _digests(query),
         "normalization": str(config.normalization),
         "normalized": request.normalized,
+    }
+
+
+def _digests(values: dict[str, Any]) -> dict[str, str]:
+    return {
+        name: f"sha256:{sha256(json.dumps(value).encode()).hexdigest()[:12]}"
+        for name, value in values.items()
     }
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Generic, TypeVar
+
+from llm_cache.errors import CacheClosed
 
 _T = TypeVar("_T")
 
@@ -15,10 +18,15 @@ class SingleFlight(Generic[_T]):
     The task belongs to nobody: when the caller that started it goes away, it goes on for the
     others, and so that its answer is stored. An exception reaches every caller, and the next call
     starts anew.
+
+    Args:
+        unclaimed: Called with what was made when nobody has stayed to take it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, unclaimed: Callable[[_T], object] | None = None) -> None:
         self._tasks: dict[str, asyncio.Task[_T]] = {}
+        self._waiting: Counter[str] = Counter()
+        self._unclaimed = unclaimed
 
     def is_running(self, key: str) -> bool:
         """Tell whether a task for *key* is under way."""
@@ -37,15 +45,174 @@ class SingleFlight(Generic[_T]):
 
     async def join(self, key: str) -> _T:
         """Return what the task for *key* makes, which is under way."""
-        # Awaiting the task itself would let one caller that is cancelled cancel it for all.
-        return await asyncio.shield(self._tasks[key])
+        task = self._tasks[key]
+        self._waiting[key] += 1
+        try:
+            # Awaiting the task itself would let one caller that is cancelled cancel it for all.
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled() and not _is_being_cancelled():
+                raise CacheClosed("the cache was closed while this call was under way") from None
+            raise
+        finally:
+            self._waiting[key] -= 1
+            if not self._waiting[key]:
+                del self._waiting[key]
 
-    async def aclose(self, *, wait_s: float) -> None:
-        """Wait for what is in flight, at most *wait_s* seconds, then cancel it."""
-        await finish(list(self._tasks.values()), wait_s=wait_s)
+    @property
+    def tasks(self) -> list[asyncio.Task[_T]]:
+        """What is under way."""
+        return list(self._tasks.values())
 
     def _land(self, key: str, task: asyncio.Task[_T]) -> None:
         del self._tasks[key]
+        observe(task)
+        is_made = not task.cancelled() and task.exception() is None
+        if is_made and self._unclaimed is not None and not self._waiting[key]:
+            self._unclaimed(task.result())
+
+
+class SharedRun(Generic[_T]):
+    """Runs *produce* in one task at a time, whose end is shared by all who ask meanwhile.
+
+    A failure reaches everybody who waits, and whoever asks next starts anew. One who is cancelled
+    takes nobody along; what nobody waits for any more is cancelled.
+    """
+
+    def __init__(self, produce: Callable[[], Coroutine[Any, Any, _T]], *, name: str) -> None:
+        self._produce = produce
+        self._name = name
+        self._task: asyncio.Task[_T] | None = None
+        self._waiting: Counter[asyncio.Task[_T]] = Counter()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a task is under way."""
+        return self._task is not None
+
+    async def join(self) -> _T:
+        """Return what the task makes that is under way, or a new one."""
+        while self._task is not None and self._task.cancelling():
+            # It was given up, and is still putting everything back in its place.
+            await asyncio.wait([self._task])
+        if self._task is None:
+            self._task = asyncio.create_task(self._produce(), name=self._name)
+            self._task.add_done_callback(self._ended)
+        task = self._task
+        self._waiting[task] += 1
+        try:
+            return await asyncio.shield(task)
+        finally:
+            self._waiting[task] -= 1
+            if not self._waiting[task]:
+                del self._waiting[task]
+                if not task.done():
+                    task.cancel()
+                    await asyncio.wait([task])
+
+    async def settle(self) -> None:
+        """Wait until the task that is under way has ended, however it ends."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    def _ended(self, task: asyncio.Task[_T]) -> None:
+        self._task = None
+        observe(task)
+
+
+class SharedRun(Generic[_T]):
+    """Runs *produce* in one task at a time, whose end is shared by all who ask meanwhile.
+
+    A failure reaches everybody who waits, and whoever asks next starts anew. One who is cancelled
+    takes nobody along; what nobody waits for any more is cancelled.
+    """
+
+    def __init__(self, produce: Callable[[], Coroutine[Any, Any, _T]], *, name: str) -> None:
+        self._produce = produce
+        self._name = name
+        self._task: asyncio.Task[_T] | None = None
+        self._waiting: Counter[asyncio.Task[_T]] = Counter()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a task is under way."""
+        return self._task is not None
+
+    async def join(self) -> _T:
+        """Return what the task makes that is under way, or a new one."""
+        while self._task is not None and self._task.cancelling():
+            # It was given up, and is still putting everything back in its place.
+            await asyncio.wait([self._task])
+        if self._task is None:
+            self._task = asyncio.create_task(self._produce(), name=self._name)
+            self._task.add_done_callback(self._ended)
+        task = self._task
+        self._waiting[task] += 1
+        try:
+            return await asyncio.shield(task)
+        finally:
+            self._waiting[task] -= 1
+            if not self._waiting[task]:
+                del self._waiting[task]
+                if not task.done():
+                    task.cancel()
+                    await asyncio.wait([task])
+
+    async def settle(self) -> None:
+        """Wait until the task that is under way has ended, however it ends."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    def _ended(self, task: asyncio.Task[_T]) -> None:
+        self._task = None
+        observe(task)
+
+
+class SharedRun(Generic[_T]):
+    """Runs *produce* in one task at a time, whose end is shared by all who ask meanwhile.
+
+    A failure reaches everybody who waits, and whoever asks next starts anew. One who is cancelled
+    takes nobody along; what nobody waits for any more is cancelled.
+    """
+
+    def __init__(self, produce: Callable[[], Coroutine[Any, Any, _T]], *, name: str) -> None:
+        self._produce = produce
+        self._name = name
+        self._task: asyncio.Task[_T] | None = None
+        self._waiting: Counter[asyncio.Task[_T]] = Counter()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a task is under way."""
+        return self._task is not None
+
+    async def join(self) -> _T:
+        """Return what the task makes that is under way, or a new one."""
+        while self._task is not None and self._task.cancelling():
+            # It was given up, and is still putting everything back in its place.
+            await asyncio.wait([self._task])
+        if self._task is None:
+            self._task = asyncio.create_task(self._produce(), name=self._name)
+            self._task.add_done_callback(self._ended)
+        task = self._task
+        self._waiting[task] += 1
+        try:
+            return await asyncio.shield(task)
+        finally:
+            self._waiting[task] -= 1
+            if not self._waiting[task]:
+                del self._waiting[task]
+                if not task.done():
+                    task.cancel()
+                    await asyncio.wait([task])
+
+    async def settle(self) -> None:
+        """Wait until the task that is under way has ended, however it ends."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    def _ended(self, task: asyncio.Task[_T]) -> None:
+        self._task = None
         observe(task)
 
 
@@ -53,13 +220,18 @@ class SharedStream(Generic[_T]):
     """What one source has said so far and goes on saying, for any number of listeners.
 
     Every listener hears everything, from the first item on and as it arrives. When the last one
-    leaves before the end, *abandon* is called: nobody pays for what nobody hears.
+    leaves before the end, *abandon* is called: nobody pays for what nobody hears. At the end,
+    *over* is called, before anybody hears of it.
     """
 
-    def __init__(self, abandon: Callable[[], object]) -> None:
+    def __init__(
+        self, abandon: Callable[[], object], over: Callable[[], object] = lambda: None
+    ) -> None:
         self._abandon = abandon
+        self._over = over
         self._items: list[_T] = []
         self._listeners = 0
+        self._is_abandoned = False
         self._is_over = False
         self._error: BaseException | None = None
         self._news = asyncio.Event()
@@ -73,20 +245,28 @@ class SharedStream(Generic[_T]):
         """Say that nothing follows, because of *error* if one is given."""
         if not self._is_over:
             self._is_over, self._error = True, error
+            self._over()
             self._tell()
 
-    def listen(self) -> AsyncIterator[_T]:
-        """Return everything from the beginning. It counts as a listener until it is closed."""
-        self._listeners += 1
-        return self._hear()
+    def join(self) -> bool:
+        """Count one listener more; `False` where it is too late: it is over, or given up."""
+        is_open = not self._is_over and not self._is_abandoned
+        self._listeners += is_open
+        return is_open
 
     def leave(self) -> None:
         """Count one listener less."""
         self._listeners -= 1
-        if self._listeners == 0 and not self._is_over:
+        self.give_up_unheard()
+
+    def give_up_unheard(self) -> None:
+        """Abandon the source if nobody listens."""
+        if self._listeners <= 0 and not self._is_over and not self._is_abandoned:
+            self._is_abandoned = True
             self._abandon()
 
-    async def _hear(self) -> AsyncIterator[_T]:
+    async def listen(self) -> AsyncIterator[_T]:
+        """Yield everything, from the beginning, to somebody who has joined."""
         heard = 0
         while True:
             while heard < len(self._items):
@@ -118,3 +298,8 @@ def observe(future: asyncio.Future[Any]) -> None:
     """Read the exception of *future*, so that asyncio does not report one nobody stayed to see."""
     if not future.cancelled():
         future.exception()
+
+
+def _is_being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

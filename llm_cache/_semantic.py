@@ -19,7 +19,7 @@ from llm_cache._redis.lease import HashWrite
 from llm_cache._redis.vectors import VectorStore
 from llm_cache.config import CacheConfig
 from llm_cache.embedders import Embedder
-from llm_cache.errors import EmbedderError
+from llm_cache.errors import EmbedderError, LLMCacheError
 from llm_cache.events import Event
 
 _CANDIDATES = 4
@@ -136,7 +136,15 @@ class SemanticLayer:
             EmbedderError: the embedder failed or took longer than `embed_timeout_s`.
             InvalidEmbedding: what it answered is no usable vector.
         """
-        blind_spots = self._blind_spots(prompt)
+        try:
+            blind_spots = self._blind_spots(prompt)
+        except LLMCacheError:
+            raise
+        except Exception as exc:
+            # An embedder is anybody's code: whatever it raises is its failure, not the caller's.
+            raise EmbedderError(
+                f"embedder {self._embedder.model_id!r} raised {type(exc).__name__} in blind_spots"
+            ) from exc
         if blind_spots is None:
             return None
         if vector is None:
@@ -153,8 +161,10 @@ class SemanticLayer:
         """
         return await self.vectors.nearest(place.scope, place.vector, limit=limit)
 
-    async def lookup(self, place: Place) -> SemanticHit | None:
-        """Return the nearest living answer that may be served at *place*.
+    async def lookup(
+        self, place: Place, accepts: Callable[[Entry], bool] = lambda _: True
+    ) -> SemanticHit | None:
+        """Return the nearest living answer that may be served at *place* and that *accepts* takes.
 
         Two round trips for a hit, one for a miss. Entries whose answers are gone are deleted, and
         as they may have stood before living ones, the search is then repeated with a wider view.
@@ -175,8 +185,11 @@ class SemanticLayer:
                 found, left_ms = await self._exact.lookup_with_ttl(candidate.digest)
                 # An alias has no entry of its own; one that leads to it outlived its answer.
                 if found.entry is not None and found.entry.origin is None:
-                    return SemanticHit(candidate, found.entry, left_ms)
-                gone.append(candidate.key)
+                    if accepts(found.entry):
+                        return SemanticHit(candidate, found.entry, left_ms)
+                elif not found.is_foreign:
+                    # An answer of another version is alive to the workers that can read it.
+                    gone.append(candidate.key)
             if not gone:
                 return None
             await self.vectors.forget(gone)

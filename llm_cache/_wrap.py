@@ -4,36 +4,45 @@ from __future__ import annotations
 
 import copy
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from openai import AsyncStream
+import openai
+from openai import AsyncOpenAI, AsyncStream
+from openai.resources.beta import AsyncBeta
 from openai.resources.chat import AsyncChat
 from openai.resources.chat.completions import AsyncCompletions
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from llm_cache._call import CALL_OPTIONS, CallOptions
+from llm_cache._call import CallOptions, check_options, take_options
 from llm_cache._http.upstream import Upstream
 from llm_cache._wrap_embeddings import CachedEmbeddings
-from llm_cache.errors import InvalidRequest
+from llm_cache.errors import ConfigurationError, InvalidRequest
 from llm_cache.reply import CacheInfo, ChatStream, cache_info, set_cache_info
 
 if TYPE_CHECKING:
-    from openai import AsyncOpenAI
     from openai.types.chat import ParsedChatCompletion
 
     from llm_cache.cache import LLMCache
 
-_RAW_RESPONSE_HEADER = "x-stainless-raw-response"
-
 
 def wrap(cache: LLMCache, client: AsyncOpenAI, options: CallOptions) -> AsyncOpenAI:
-    """Return a client as `LLMCache.wrap` describes it."""
+    """Return a client as `LLMCache.wrap` describes it.
+
+    Raises:
+        ConfigurationError: *client* is no `AsyncOpenAI`, or an option is none of the cache's.
+    """
+    if not isinstance(client, AsyncOpenAI):
+        raise ConfigurationError(
+            f"cache.wrap() needs an AsyncOpenAI client; got {type(client).__name__}"
+        )
+    check_options(options)
     # A shallow copy shares the connections, and is of the client's own class, whichever that is.
     # What the SDK makes of a client on first use (`chat`, `embeddings`, …) are attributes of the
     # instance, so that setting them replaces them.
     wrapped: Any = copy.copy(client)
     upstream = Upstream(client)
     wrapped.__dict__["chat"] = _CachedChat(wrapped, cache, upstream, options)
+    wrapped.__dict__["beta"] = _CachedBeta(wrapped)
     wrapped.__dict__["embeddings"] = CachedEmbeddings(wrapped, cache, upstream, options)
 
     def derive(**changes: Any) -> AsyncOpenAI:
@@ -44,12 +53,25 @@ def wrap(cache: LLMCache, client: AsyncOpenAI, options: CallOptions) -> AsyncOpe
     return cast("AsyncOpenAI", wrapped)
 
 
+_NOT_SENT: Any = getattr(openai, "omit", openai.NOT_GIVEN)
+"""How this release of the SDK marks an argument that is not sent."""
+_Completion = TypeVar("_Completion", bound=ChatCompletion)
+
+
 class _CachedChat(AsyncChat):
     def __init__(
         self, client: AsyncOpenAI, cache: LLMCache, upstream: Upstream, options: CallOptions
     ) -> None:
         super().__init__(client)
         self.__dict__["completions"] = _CachedCompletions(client, cache, upstream, options)
+
+
+class _CachedBeta(AsyncBeta):
+    """The SDK's resource; its `chat` is another name for the client's."""
+
+    def __init__(self, client: AsyncOpenAI) -> None:
+        super().__init__(client)
+        self.__dict__["chat"] = client.chat
 
 
 class _CachedCompletions(AsyncCompletions):
@@ -69,40 +91,49 @@ class _CachedCompletions(AsyncCompletions):
 
     async def create(self, *, messages: Any, model: Any, **params: Any) -> Any:
         """Create a chat completion, or take it from the cache. As the SDK's, and `CallOptions`."""
-        options = {name: params.pop(name) for name in CALL_OPTIONS & params.keys()}
-        if _wants_raw_response(params):
+        options = take_options(params, self._options)
+        if options is None:
             return await super().create(messages=messages, model=model, **params)
         if isinstance(messages, str):
             raise InvalidRequest("messages must be a list of messages")
-        arguments = {**params, **self._options, **options, "model": model}
+        arguments = {**params, **options, "model": model}
         call, request = self._cache._plan(messages, arguments, self._upstream)  # noqa: SLF001
         if params.get("stream"):
             return _CachedStream(await self._cache._chunks(call, request, self._upstream))  # noqa: SLF001
         reply, original = await self._cache._complete(call, request, self._upstream)  # noqa: SLF001
-        completion = ChatCompletion.construct(**reply.data) if original is None else original
-        return set_cache_info(completion, reply)
+        if original is None:
+            completion = _with_request_id(ChatCompletion.construct(**reply.data), None)
+            return set_cache_info(completion, reply)
+        # The SDK hands on whatever a server says that is no JSON, as text.
+        is_completion = isinstance(original, ChatCompletion)
+        return set_cache_info(original, reply) if is_completion else original
 
     async def parse(
         self, *, messages: Any, model: Any, response_format: Any = None, **params: Any
     ) -> ParsedChatCompletion[Any]:
         """Create a chat completion and parse it. As the SDK's."""
-        from openai import omit
         from openai.lib._parsing import (
             parse_chat_completion,
             type_to_response_format_param,
             validate_input_tools,
         )
 
-        tools = params.get("tools", omit)
+        options = take_options(params, self._options)
+        if options is None:
+            if response_format is not None:
+                params["response_format"] = response_format
+            return await super().parse(messages=messages, model=model, **params)
+        tools = params.get("tools", _NOT_SENT)
         validate_input_tools(tools)
-        kind = omit if response_format is None else response_format
+        kind = _NOT_SENT if response_format is None else response_format
         schema = type_to_response_format_param(kind)
         completion = await self.create(
-            messages=messages, model=model, response_format=schema, **params
+            messages=messages, model=model, response_format=schema, **params, **options
         )
         parsed = parse_chat_completion(
             response_format=kind, chat_completion=completion, input_tools=tools
         )
+        _with_request_id(parsed, completion._request_id)
         return set_cache_info(parsed, cache_info(completion))
 
 
@@ -112,7 +143,7 @@ class _CachedStream(AsyncStream[ChatCompletionChunk]):
     def __init__(self, chunks: ChatStream[ChatCompletionChunk]) -> None:
         # The SDK's own constructor wants an HTTP response to decode; a replay has none.
         self._chunks = chunks
-        self.response = cast("Any", chunks.response or _NoResponse(self))
+        self.response = cast("Any", chunks.response)
 
     @property
     def _llm_cache_info(self) -> CacheInfo:
@@ -129,19 +160,7 @@ class _CachedStream(AsyncStream[ChatCompletionChunk]):
         await self._chunks.aclose()
 
 
-class _NoResponse:
-    """Stands for the HTTP response of a stream that needed none."""
-
-    status_code = 200
-
-    def __init__(self, stream: _CachedStream) -> None:
-        self._stream = stream
-        self.headers = {"cache-status": "llm-cache; hit"}
-
-    async def aclose(self) -> None:
-        await self._stream.close()
-
-
-def _wants_raw_response(params: dict[str, Any]) -> bool:
-    headers = params.get("extra_headers") or {}
-    return any(name.lower() == _RAW_RESPONSE_HEADER for name in headers)
+def _with_request_id(completion: _Completion, request_id: str | None) -> _Completion:
+    # As the SDK does: an attribute that is no field.
+    object.__setattr__(completion, "_request_id", request_id)
+    return completion

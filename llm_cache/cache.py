@@ -7,7 +7,16 @@ import functools
 import inspect
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, Unpack, overload
 
 from llm_cache._call import (
@@ -20,7 +29,7 @@ from llm_cache._call import (
     plan_chat,
     plan_value,
 )
-from llm_cache._core.canonical import encode
+from llm_cache._core.canonical import as_data
 from llm_cache._core.control import CacheControl
 from llm_cache._core.keys import Keys
 from llm_cache._core.normalize import Prompt
@@ -29,6 +38,7 @@ from llm_cache._core.stream import replay
 from llm_cache._core.types import CacheStatus, ChatRequest, Json
 from llm_cache._engine import Answered, Engine, Fresh, exact_end, semantic_end
 from llm_cache._explain import Explanation, explain
+from llm_cache._flight import SharedRun
 from llm_cache._http.upstream import Upstream
 from llm_cache._redis.connection import Connection
 from llm_cache._redis.counters import Counters
@@ -128,7 +138,8 @@ class LLMCache:
             tell=self._tell,
             clock=clock,
         )
-        self._opening = asyncio.Lock()
+        self._opening = SharedRun(self._open, name="llm_cache.open")
+        self._closing = asyncio.Lock()
         self._is_open = False
         self._is_closed = False
         self._flusher: asyncio.Task[None] | None = None
@@ -138,37 +149,44 @@ class LLMCache:
     async def open(self) -> Self:
         """Connect, and make sure that the index is there. Does nothing the second time.
 
+        Whoever comes while it is being opened shares that attempt and its end.
+
         Raises:
             StoreUnavailable: no Redis answers at the URL.
             ConfigurationError: Redis or the embedder cannot work as configured.
             EmbedderError: the embedder had to be asked for its dimensions and failed.
             CacheClosed: the cache was closed.
         """
-        async with self._opening:
-            self._refuse_closed()
-            if not self._is_open:
-                await self._connection.open()
-                try:
-                    await self._epochs.current(None)
-                    if self.config.semantic:
-                        await self._semantic.open()
-                except BaseException:
-                    await self._exact.aclose()
-                    await self._connection.aclose()
-                    raise
-                self._flusher = asyncio.create_task(self._flush_forever(), name="llm_cache.stats")
-                self._is_open = True
+        self._refuse_closed()
+        if not self._is_open:
+            await self._opening.join()
         return self
+
+    async def _open(self) -> None:
+        await self._connection.open()
+        try:
+            await self._epochs.current(None)
+            if self.config.semantic:
+                await self._semantic.open()
+            # `aclose` may have been called meanwhile; it waits for this to end.
+            self._refuse_closed()
+        except BaseException:
+            await self._exact.aclose()
+            await self._connection.aclose()
+            raise
+        self._flusher = asyncio.create_task(self._flush_forever(), name="llm_cache.stats")
+        self._is_open = True
 
     async def aclose(self) -> None:
         """Finish what is in flight (at most 5 s), flush the counters, and close everything.
 
         The client and the embedder that were given stay open.
         """
-        async with self._opening:
+        async with self._closing:
             if self._is_closed:
                 return
             self._is_closed = True
+            await self._opening.settle()
             await self._engine.aclose(wait_s=_DRAIN_S)
             try:
                 if self._is_open:
@@ -296,11 +314,14 @@ class LLMCache:
         """Return the reply, and the SDK's own object where the model has just made it."""
 
         async def produce() -> Fresh:
-            completion = await upstream.complete(request)
-            return Fresh(completion.model_dump(mode="json", exclude_unset=True), completion)
+            completion: Any = await upstream.complete(request)
+            # The SDK hands on what is no JSON at all as text.
+            dump = getattr(completion, "model_dump", None)
+            return Fresh({} if dump is None else dump(mode="json", exclude_unset=True), completion)
 
         started_s = time.perf_counter()
-        answered = await self._engine.answer(call, produce)
+        with _timeouts_of_the_sdk():
+            answered = await self._engine.answer(call, produce)
         reply = ChatReply(data=answered.answer, **self._info(answered))
         self._note(call, reply, reply.usage, started_s)
         return reply, answered.original
@@ -309,25 +330,34 @@ class LLMCache:
         self, call: Call, request: ChatRequest, upstream: Upstream
     ) -> ChatStream[ChatCompletionChunk]:
         """Return the stream of the SDK's chunks, from the cache or from the model."""
-        wants_usage = bool((request.params.get("stream_options") or {}).get("include_usage"))
+        options = request.params.get("stream_options") or {}
+        if not isinstance(options, Mapping):
+            raise InvalidRequest("stream_options must be a mapping")
+        wants_usage = bool(options.get("include_usage"))
         started_s = time.perf_counter()
-        begun = await self._engine.stream(
-            call,
-            lambda: upstream.stream(request),
-            choices=int(request.params.get("n") or 1),
-            wants_usage=wants_usage,
-        )
+        with _timeouts_of_the_sdk():
+            begun = await self._engine.stream(
+                call,
+                lambda: upstream.stream(request),
+                choices=int(request.params.get("n") or 1),
+                wants_usage=wants_usage,
+            )
         if isinstance(begun, Answered):
             info = CacheInfo(**self._info(begun))
             self._note(call, info, begun.answer.get("usage"), started_s)
             return ChatStream(info, self._replay(begun.answer, include_usage=wants_usage))
-        info = CacheInfo(status=begun.status, shared=begun.is_shared)
+        info = CacheInfo(status=begun.status, shared=begun.is_shared, reason=begun.reason)
         self._note(call, info, None, started_s)
+
+        def final() -> CacheInfo:
+            is_known = begun.end.done() and begun.end.exception() is None
+            return CacheInfo(**self._info(begun.end.result())) if is_known else info
+
         return ChatStream(
             info,
-            begun.chunks.listen(),
+            _without_usage(begun.chunks.listen(), unless=wants_usage),
             leave=begun.chunks.leave,
-            final=lambda: CacheInfo(**self._info(begun.end.result())),
+            final=final,
             response=begun.response,
         )
 
@@ -391,9 +421,7 @@ class LLMCache:
         )
 
         async def checked() -> Fresh:
-            value = await produce()
-            encode(value, "what produce returned")
-            return Fresh(value)
+            return Fresh(as_data(await produce(), "what produce returned"))
 
         started_s = time.perf_counter()
         answered = await self._engine.answer(call, checked)
@@ -491,7 +519,9 @@ class LLMCache:
         found = await self._exact.lookup(call.digest)
         if found.corrupt is not None:
             raise found.corrupt
-        return None if found.entry is None else self._reply(exact_end(call.digest, found.entry))
+        if found.entry is None or not call.accepts(found.entry, self._clock()):
+            return None
+        return self._reply(exact_end(call.digest, found.entry))
 
     async def store_exact(
         self, prompt: Prompt, answer: str | ChatCompletion | Mapping[str, Any], **options: Any
@@ -522,8 +552,10 @@ class LLMCache:
             EmbedderError: the embedder failed.
             StoreError: Redis failed.
         """
-        place, _ = await self._place(prompt, vector, options)
-        hit = None if place is None else await self._semantic.lookup(place)
+        place, call = await self._place(prompt, vector, options)
+        if place is None:
+            return None
+        hit = await self._semantic.lookup(place, lambda entry: call.accepts(entry, self._clock()))
         return None if hit is None else self._reply(semantic_end(hit))
 
     async def store_semantic(
@@ -597,6 +629,7 @@ class LLMCache:
             config=self.config,
             base_url=upstream.base_url,
             defaults=upstream.defaults,
+            timeout_s=upstream.timeout,
             params=arguments,
             **options,
         )
@@ -657,7 +690,8 @@ class LLMCache:
         self._counters.add(info.status)
         if info.status in _HITS and usage:
             for kind in ("prompt_tokens", "completion_tokens"):
-                self._counters.add(f"{kind}_saved", int(usage.get(kind) or 0))
+                count = usage.get(kind)
+                self._counters.add(f"{kind}_saved", count if isinstance(count, int) else 0)
         self._tell(
             CallEnded(
                 status=info.status,
@@ -697,6 +731,27 @@ def _statistics(counts: Mapping[str, int]) -> dict[str, Any]:
     hits = sum(by_status[status] for status in _HITS)
     looked = hits + by_status[CacheStatus.MISS]
     return {**by_status, "hit_rate": round(hits / looked, 3) if looked else 0.0}
+
+
+@contextmanager
+def _timeouts_of_the_sdk() -> Iterator[None]:
+    """Tell one who waited in vain for another's answer what the model's client would tell him."""
+    try:
+        yield
+    except TimeoutError as error:
+        from openai import APITimeoutError
+
+        # The request was another caller's; there is none to show.
+        raise APITimeoutError(request=None) from error  # type: ignore[arg-type]
+
+
+async def _without_usage(
+    chunks: AsyncIterator[ChatCompletionChunk], *, unless: bool
+) -> AsyncIterator[ChatCompletionChunk]:
+    """Yield *chunks* without the one that only carries the usage, *unless* it was asked for."""
+    async for chunk in chunks:
+        if unless or getattr(chunk, "choices", None) or not getattr(chunk, "usage", None):
+            yield chunk
 
 
 def _text_of(chunk: ChatCompletionChunk) -> str:

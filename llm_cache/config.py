@@ -85,7 +85,8 @@ class CacheConfig:
     """An answer that takes more bytes than this is served but not stored."""
 
     max_connections: int = 50
-    """Most Redis connections of one cache object; callers beyond it wait."""
+    """Most connections in the Redis pool of one cache object; callers beyond it wait. Outside of
+    it there are one for exact look-ups and, once needed, one for news of other processes."""
     redis_timeout_s: float = 2.0
     """Most seconds one Redis round trip may take, waiting for a connection included. It has to
     cover the lag of a busy event loop too: 200 misses at once keep one busy for over a second."""

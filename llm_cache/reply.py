@@ -101,8 +101,9 @@ class ChatStream(Generic[_T]):
         self._pieces = pieces
         self._leave = leave
         self._final = final
-        self.response = response
-        """The SDK's HTTP response of a stream that comes from the model; `None` for a replay."""
+        self.response = SharedResponse(self._depart, response)
+        """What may be known of the HTTP response; closing it is leaving. There is none behind a
+        replay."""
 
     @property
     def info(self) -> CacheInfo:
@@ -166,6 +167,52 @@ class ChatStream(Generic[_T]):
         if leave is not None:
             leave()
 
+
+class SharedResponse:
+    """Stands for the HTTP response of a stream that others may listen to as well.
+
+    It tells of the real one what does not touch the body. To close it is to leave the stream.
+
+    Args:
+        leave: What closing does.
+        real: `None` where the cache answered.
+    """
+
+    def __init__(self, leave: Callable[[], None], real: Any = None) -> None:
+        self._leave = leave
+        self._real = real
+        if real is None:
+            self.status_code = 200
+            self.headers = {"cache-status": "llm-cache; hit"}
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _ABOUT_A_RESPONSE:
+            raise AttributeError(f"the response of a cached stream has no {name}")
+        return getattr(self._real, name)
+
+    def close(self) -> None:
+        """Leave the stream."""
+        self._leave()
+
+    async def aclose(self) -> None:
+        """Leave the stream."""
+        self._leave()
+
+
+_ABOUT_A_RESPONSE = frozenset(
+    {
+        "cookies",
+        "headers",
+        "history",
+        "http_version",
+        "is_error",
+        "is_success",
+        "reason_phrase",
+        "request",
+        "status_code",
+        "url",
+    }
+)
 
 _INFO = "_llm_cache_info"
 

@@ -133,6 +133,19 @@ def to_json(value: Any) -> Any:
     return dump_model(mode="json", exclude_unset=True)
 
 
+def as_data(value: Any, where: str) -> Any:
+    """Return *value* as the plain JSON it would be read back as: lists for tuples, and its own.
+
+    Raises:
+        InvalidRequest: it is not JSON.
+    """
+    encode(value, where)
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError):
+        raise InvalidRequest(f"{where} holds objects that are not JSON data") from None
+
+
 def is_not_given(value: Any) -> bool:
     """Tell whether *value* is one of the SDK's markers for an argument that is not sent."""
     # Compared by name: importing the SDK here would cost every `import llm_cache` half a second.

@@ -24,15 +24,18 @@ _TRANSPORT_HEADERS = frozenset(
         "connection",
         "content-length",
         "content-type",
+        "cookie",
         "idempotency-key",
+        "proxy-authorization",
         "traceparent",
         "tracestate",
         "user-agent",
-        "x-api-key",
         "x-client-request-id",
         "x-request-id",
     }
 )
+# Credentials say who asks, not what is answered: a key that is rotated must not empty the cache.
+_CREDENTIALS = ("-api-key", "-auth", "-authorization", "-token")
 _NUMBERS = frozenset(
     {
         "frequency_penalty",
@@ -48,7 +51,9 @@ _NUMBERS = frozenset(
 )
 _ROLES = frozenset(str(role) for role in Role)
 _HOLE = 0
-"""Stands for the compared text in the frame; a real text is never a number."""
+"""Stands for the compared text in the frame. In a chat request a text is never a number."""
+_WHOLE = -1
+"""The place of a text that is all of its content."""
 
 Prompt = str | Iterable[Mapping[str, Any]]
 
@@ -82,6 +87,8 @@ def normalize(
     if not isinstance(model, str) or not model:
         raise InvalidRequest("model must be the name of a model")
     sent = {name: value for name, value in params.items() if not canonical.is_not_given(value)}
+    if "messages" in sent or "model" in sent:
+        raise InvalidRequest("messages and model are given once: pass the messages as the prompt")
     _check_numbers(sent)
     messages = _messages(prompt, system)
     _check_size(messages, max_chars)
@@ -115,41 +122,41 @@ def frame_value(
     if not isinstance(request, Mapping):
         raise InvalidRequest("the request must be a mapping")
     folded = canonical.fold(request, "the request")
-    texts = _cut_value_texts(folded)
-    frame = canonical.dump(["value", producer, folded], "the request")
+    texts, holes = _cut_value_texts(folded)
+    # With the places of the holes, a hole is never taken for a value of the caller's.
+    frame = canonical.dump(["value", producer, folded, holes], "the request")
     text = "\n".join(texts) if any(text.strip() for text in texts) else None
     return frame, text, _join([fold_text(text, normalization) for text in texts])
 
 
-def _cut_value_texts(folded: dict[str, Json]) -> list[str]:
-    """Take the compared texts out of *folded*, leaving holes, and return them."""
+def _cut_value_texts(folded: dict[str, Json]) -> tuple[list[str], list[int]]:
+    """Take the compared texts out of *folded*, and return them and where they were."""
     messages = folded.get("messages")
     if isinstance(messages, list) and messages:
         last = messages[-1]
-        return _cut_content(last) if isinstance(last, dict) and last.get("role") == "user" else []
+        is_turn = isinstance(last, dict) and last.get("role") == "user"
+        return _cut_content(last) if is_turn else ([], [])
     if isinstance(folded.get("prompt"), str):
         text: str = folded["prompt"]
         folded["prompt"] = _HOLE
-        return [text]
-    return []
+        return [text], [_WHOLE]
+    return [], []
 
 
-def _cut_content(message: dict[str, Json]) -> list[str]:
-    """Take the texts out of the content of *message*, leaving holes, and return them."""
+def _cut_content(message: dict[str, Json]) -> tuple[list[str], list[int]]:
+    """Take the texts out of the content of *message*, and return them and where they were."""
     content = message.get("content")
     if isinstance(content, str):
         message["content"] = _HOLE
-        return [content]
-    texts = []
-    for part in content if isinstance(content, list) else ():
-        if (
-            isinstance(part, dict)
-            and part.get("type") == "text"
-            and isinstance(part.get("text"), str)
-        ):
+        return [content], [_WHOLE]
+    texts, holes = [], []
+    for i, part in enumerate(content if isinstance(content, list) else ()):
+        is_text = isinstance(part, dict) and part.get("type") == "text"
+        if is_text and isinstance(part.get("text"), str):
             texts.append(part["text"])
+            holes.append(i)
             part["text"] = _HOLE
-    return texts
+    return texts, holes
 
 
 def fold_text(text: str, normalization: Normalization) -> str:
@@ -258,7 +265,7 @@ def _cut_texts(folded: list[dict[str, Json]]) -> list[str]:
     if last["role"] != "user":
         return []
     content = last.get("content")
-    texts = _cut_content(last)
+    texts, _ = _cut_content(last)
     is_text_alone = isinstance(content, str) or not content or len(texts) == len(content)
     if is_text_alone and not any(text.strip() for text in texts):
         raise InvalidRequest("the prompt is empty")
@@ -275,20 +282,28 @@ def _fold_params(sent: Mapping[str, Any], defaults: Mapping[str, Mapping[str, An
         for name, value in sent.items()
         if name not in _TRANSPORT_PARAMS and name not in _EXTRAS
     }
-    extra = {name: _mapping(sent.get(name), name) for name in _EXTRAS}
+    over_body = _mapping(sent.get("extra_body"), "extra_body")
+    return [
+        canonical.fold({**body, **over_body}, "the request"),
+        *fold_headers_and_query(sent, defaults),
+    ]
+
+
+def fold_headers_and_query(
+    sent: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]]
+) -> list[Json]:
+    """Return the headers and the query that the model could see, of the call and the client."""
+    extra = {name: _mapping(sent.get(name), name) for name in ("extra_headers", "extra_query")}
     given = [*defaults.get("extra_headers", {}).items(), *extra["extra_headers"].items()]
     headers = {name.lower(): value for name, value in given if not _is_transport(name.lower())}
     query = {**defaults.get("extra_query", {}), **extra["extra_query"]}
-    return [
-        canonical.fold({**body, **extra["extra_body"]}, "the request"),
-        canonical.fold(headers, "extra_headers"),
-        canonical.fold(query, "extra_query"),
-    ]
+    return [canonical.fold(headers, "extra_headers"), canonical.fold(query, "extra_query")]
 
 
 def _is_transport(header: str) -> bool:
     # The SDK tells its platform, retries and helpers in headers of one prefix.
-    return header in _TRANSPORT_HEADERS or header.startswith("x-stainless-")
+    is_named = header in _TRANSPORT_HEADERS or header.startswith("x-stainless-")
+    return is_named or header.endswith(_CREDENTIALS)
 
 
 def _mapping(value: Any, name: str) -> Mapping[str, Any]:

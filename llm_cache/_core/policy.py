@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from llm_cache._core.types import Completion, Entry, Json
+from llm_cache._core.types import Entry, Json
 
 StoreIf = Callable[[Any], bool]
 """A caller's own rule: whether an answer may be stored."""
@@ -31,18 +31,22 @@ class Refusal(StrEnum):
     TOO_LARGE = "too_large"
     """More bytes than `max_entry_bytes`."""
     NOT_WANTED = "not_wanted"
-    """The caller's own rule (`store_if`) said no."""
+    """The caller's own rule (`store_if`) said no, or raised."""
+    NOT_TEXT = "not_text"
+    """It holds something that cannot be written down: a lone surrogate."""
+    ABANDONED = "abandoned"
+    """Everybody had left the stream before its end."""
 
 
 _CUT = {"length": Refusal.LENGTH, "content_filter": Refusal.CONTENT_FILTER}
 
 
-def refusal(completion: Completion) -> Refusal | None:
+def refusal(completion: Json) -> Refusal | None:
     """Return why *completion* must not be stored, or `None` when it may be.
 
     Every choice must be complete: one that is cut makes the whole answer unusable.
     """
-    choices = completion.get("choices")
+    choices = completion.get("choices") if isinstance(completion, dict) else None
     if not isinstance(choices, list):
         return Refusal.MALFORMED
     if not choices:

@@ -18,15 +18,19 @@ def acceptable(
     """Yield the *candidates* that may answer *prompt*, in their order.
 
     A candidate may answer when its similarity is at least *threshold* and, if *guarded*, no
-    lexical guard objects to it.
+    lexical guard objects to it or fails.
     """
     signature: guards.Signature | None = None
     for candidate in candidates:
         if candidate.similarity < _least(threshold):
             continue
         if guarded:
-            signature = signature or guards.analyse(prompt)
-            if guards.objection_between(signature, guards.analyse(candidate.prompt)) is not None:
+            try:
+                signature = signature or guards.analyse(prompt)
+                veto = guards.objection_between(signature, guards.analyse(candidate.prompt))
+            except Exception:  # noqa: BLE001 - a guard that fails has not let the candidate pass
+                continue
+            if veto is not None:
                 continue
         yield candidate
 
@@ -35,7 +39,10 @@ def objection(prompt: str, candidate: Candidate, *, threshold: float, guarded: b
     """Return why *candidate* may not answer *prompt*, or `None` where it may."""
     if candidate.similarity < _least(threshold):
         return f"similarity below {threshold:g}"
-    guard = guards.objection(prompt, candidate.prompt) if guarded else None
+    try:
+        guard = guards.objection(prompt, candidate.prompt) if guarded else None
+    except Exception as error:  # noqa: BLE001 - as in `acceptable`; here it is told
+        return f"guard failed: {type(error).__name__}"
     return None if guard is None else f"guard: {guard}"
 
 

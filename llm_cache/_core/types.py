@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -49,14 +49,14 @@ class ChatRequest:
     """
 
     model: str
-    messages: list[dict[str, Json]]
-    params: Mapping[str, Any]
+    messages: list[dict[str, Json]] = field(repr=False)
+    params: Mapping[str, Any] = field(repr=False)
     """Everything else the SDK is called with: `temperature`, `tools`, `extra_headers`, …"""
-    frame: bytes
+    frame: bytes = field(repr=False)
     """Canonical bytes of all the model can see, without the compared text."""
-    text: str | None
+    text: str | None = field(repr=False)
     """The last user turn, verbatim; `None` where the request does not end with one."""
-    normalized: str
+    normalized: str = field(repr=False)
     """`text` after prompt normalisation; what the exact key holds."""
 
 
@@ -64,7 +64,7 @@ class ChatRequest:
 class Entry:
     """A stored answer."""
 
-    answer: Json
+    answer: Json = field(repr=False)
     """A chat completion, or whatever a producer of the caller's own returned."""
     created_s: float
     """Unix time at which the answer was stored."""
@@ -104,5 +104,5 @@ class Candidate:
     """Redis key of the semantic entry."""
     digest: str
     """Digest of the answer it leads to."""
-    prompt: str
+    prompt: str = field(repr=False)
     similarity: float

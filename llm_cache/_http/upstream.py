@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI, AsyncStream
     from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
+_CARRIED = frozenset({"extra_body", "extra_headers", "extra_query", "stream", "timeout"})
+"""What the SDK's `create` takes besides the parameters of the API."""
 _PAYER_HEADERS = ("openai-organization", "openai-project")
 """Headers of the client that say who pays for an answer, not what it is."""
 
@@ -28,6 +30,7 @@ class Upstream:
     def __init__(self, client: AsyncOpenAI | None) -> None:
         self._given = client
         self._owned: AsyncOpenAI | None = None
+        self._refuses_usage = False
 
     @cached_property
     def base_url(self) -> str:
@@ -48,6 +51,11 @@ class Upstream:
             if isinstance(value, str) and name.lower() not in _PAYER_HEADERS
         }
         return {"extra_headers": headers, "extra_query": dict(self._given.default_query)}
+
+    @property
+    def timeout(self) -> Any:
+        """The client's time-out, in any form the SDK takes; `None` where no client is known."""
+        return None if self._given is None else self._given.timeout
 
     @property
     def client(self) -> AsyncOpenAI:
@@ -75,8 +83,24 @@ class Upstream:
         return completion
 
     async def stream(self, request: ChatRequest) -> AsyncStream[ChatCompletionChunk]:
-        """Return the model's answer as a stream; the caller closes it."""
-        stream: AsyncStream[ChatCompletionChunk] = await self._create(request, stream=True)
+        """Return the model's answer as a stream; the caller closes it.
+
+        The usage is asked for even where the caller did not, so that the stored answer has it for
+        those who will; whoever forwards the stream leaves its chunk out. A service that refuses to
+        be asked is asked no more.
+        """
+        options = request.params.get("stream_options") or {}
+        if "include_usage" in options or self._refuses_usage:
+            plain: AsyncStream[ChatCompletionChunk] = await self._create(request, stream=True)
+            return plain
+        from openai import BadRequestError, UnprocessableEntityError
+
+        asking = {"stream": True, "stream_options": {**options, "include_usage": True}}
+        try:
+            stream: AsyncStream[ChatCompletionChunk] = await self._create(request, **asking)
+        except (BadRequestError, UnprocessableEntityError):
+            stream = await self._create(request, stream=True)
+            self._refuses_usage = True
         return stream
 
     async def aclose(self) -> None:
@@ -92,10 +116,14 @@ class Upstream:
         if unknown:
             known["extra_body"] = {**unknown, **(known.get("extra_body") or {})}
         create: Any = self.client.chat.completions.create
-        return await create(
-            model=request.model, messages=request.messages, **{**known, "stream": False, **how}
-        )
+        return await create(model=request.model, messages=request.messages, **{**known, **how})
 
     @cached_property
     def _known(self) -> frozenset[str]:
-        return frozenset(inspect.signature(self.client.chat.completions.create).parameters)
+        parameters = inspect.signature(self.client.chat.completions.create).parameters
+        if all(p.kind is not inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+            return frozenset(parameters)
+        # Something is laid over the method, or over its class, that takes anything: a tracer, say.
+        from openai.types.chat.completion_create_params import CompletionCreateParamsBase
+
+        return frozenset(parameters) | CompletionCreateParamsBase.__annotations__.keys() | _CARRIED

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable
-from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import parse_qsl, urlsplit
 
 from redis import asyncio as redis
 from redis.asyncio.retry import Retry
@@ -23,15 +23,25 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from llm_cache._redis.embedded import EmbeddedRedis
 from llm_cache.errors import ConfigurationError, StoreTimeout, StoreUnavailable
 
+if TYPE_CHECKING:
+    from redis.asyncio.connection import AbstractConnection
+
 _T = TypeVar("_T")
 _SCHEMES = ("redis", "rediss", "unix", "embedded")
+# Of what redis-py takes, what can be said in text. `decode_responses` is taken and does nothing.
+_OPTIONS = frozenset(
+    {"client_name", "db", "decode_responses", "health_check_interval", "lib_name", "lib_version"}
+    | {"max_connections", "password", "protocol", "retry_on_timeout", "socket_connect_timeout"}
+    | {"socket_keepalive", "socket_read_size", "socket_timeout", "timeout", "username"}
+)
+_TLS_OPTION = "ssl_"
 
 
 class Connection:
     """The way to one Redis: `redis://`, `rediss://`, `unix://` or `embedded://`.
 
     Raises:
-        ConfigurationError: *url* is not one of these.
+        ConfigurationError: *url* is not one of these, or has an option that cannot work.
     """
 
     def __init__(self, url: str, *, max_connections: int, timeout_s: float) -> None:
@@ -41,6 +51,8 @@ class Connection:
         self._max_connections = max_connections
         self._timeout_s = timeout_s
         self._client: redis.Redis | None = None
+        if self._embedded is None:
+            self._check_options()
 
     @property
     def url(self) -> str:
@@ -62,6 +74,17 @@ class Connection:
             StoreUnavailable: no Redis answers at the URL, or it refuses us.
         """
         url = self._url if self._embedded is None else await self._embedded.start()
+        client = redis.Redis.from_pool(self._pool(url))
+        try:
+            await self._ping(client)
+        except BaseException:
+            await client.aclose()
+            if self._embedded is not None:
+                await self._embedded.stop()
+            raise
+        self._client = client
+
+    def _pool(self, url: str) -> redis.BlockingConnectionPool:
         pool = redis.BlockingConnectionPool.from_url(
             url,
             max_connections=self._max_connections,
@@ -71,17 +94,17 @@ class Connection:
             socket_connect_timeout=None,
             # A server may have closed an idle connection; one fresh try tells that from an outage.
             retry=Retry(NoBackoff(), 1),
-            decode_responses=False,
         )
-        client = redis.Redis.from_pool(pool)
+        # What the URL says goes before what is said here, and entries are bytes.
+        pool.connection_kwargs["decode_responses"] = False
+        return pool
+
+    def _check_options(self) -> None:
+        """Make a connection that is never connected: redis-py looks at its options only then."""
         try:
-            await self._ping(client)
-        except BaseException:
-            await client.aclose()
-            if self._embedded is not None:
-                await self._embedded.stop()
-            raise
-        self._client = client
+            self._pool(self._url).make_connection()  # type: ignore[no-untyped-call]
+        except (TypeError, ValueError, RedisError) as error:
+            raise ConfigurationError(f"the Redis URL cannot work: {error}") from error
 
     async def _ping(self, client: redis.Redis) -> None:
         try:
@@ -128,9 +151,39 @@ class Connection:
             raise StoreUnavailable(str(error) or type(error).__name__) from error
 
 
+def dedicated(client: redis.Redis, **settings: Any) -> AbstractConnection:
+    """Return a connection of the client's kind, with other *settings*, that is not connected yet.
+
+    It is outside the pool, where one that is kept would be missing for good. It speaks RESP2,
+    which needs no `HELLO`.
+    """
+    pool = client.connection_pool
+    # Maintenance notifications come with RESP3 alone.
+    shared = {
+        name: value
+        for name, value in pool.connection_kwargs.items()
+        if not name.startswith("maint")
+    }
+    link: AbstractConnection = pool.connection_class(**{**shared, "protocol": 2, **settings})
+    # No `CLIENT SETINFO`. Releases of redis-py differ in what switches it off.
+    for name in ("driver_info", "lib_name", "lib_version"):
+        setattr(link, name, None)
+    return link
+
+
 def mask(url: str) -> str:
-    """Return *url* without its password and its query."""
-    return re.sub(r"//[^@/]*@", "//***@", url.partition("?")[0])
+    """Return *url* as it may be shown: without its user, its password and its query.
+
+    A password that should have been percent-encoded may hold any sign, so nothing before the last
+    `@` is shown, and nothing at all where that may be within the query.
+    """
+    before, at, after = url.rpartition("@")
+    shown = re.split(r"[?#]", after)[0]
+    if not at:
+        return shown
+    scheme = re.match(r"[a-z]+://", before)
+    rest = "" if "?" in before else f"@{shown}"
+    return f"{scheme.group() if scheme else ''}***{rest}"
 
 
 def _check_url(url: object) -> None:
@@ -144,6 +197,8 @@ def _check_url(url: object) -> None:
         )
     if scheme in {"redis", "rediss"}:
         _check_address(url)
+    if scheme != "embedded":
+        _check_query(url)
 
 
 def _check_address(url: str) -> None:
@@ -158,3 +213,23 @@ def _check_address(url: str) -> None:
         raise ConfigurationError(
             f"the path of the Redis URL is the number of a database; got {mask(url)!r}"
         )
+
+
+def _check_query(url: str) -> None:
+    parts = urlsplit(url)
+    try:
+        options = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+    except ValueError:
+        options = None
+    # Where a password has one of these signs, redis-py would ask another host without telling.
+    if options is None or parts.fragment:
+        raise ConfigurationError(
+            "the Redis URL has a `?` that begins no `name=value`, or a `#`; in a password they are"
+            f" written %3F and %23: {mask(url)!r}"
+        )
+    for name, _ in options:
+        if name not in _OPTIONS and not name.startswith(_TLS_OPTION):
+            raise ConfigurationError(
+                f"the Redis URL has an option that is not known: {name!r}; known are"
+                f" {', '.join(sorted(_OPTIONS))} and those for TLS, which begin with ssl_"
+            )

@@ -6,7 +6,6 @@ from collections import Counter
 
 from llm_cache._core.keys import Keys
 from llm_cache._redis.connection import Connection
-from llm_cache.errors import StoreError
 
 
 class Counters:
@@ -27,17 +26,18 @@ class Counters:
         """Add what is pending to the shared counters. One round trip, none without news.
 
         Raises:
-            StoreError: Redis did not take it; it stays pending.
+            StoreError: Redis did not take it; it stays pending, as it does when cancelled.
         """
-        pending, self._pending = self._pending, Counter()
-        if not pending:
+        if not self._pending:
             return
         pipeline = self._connection.client.pipeline(transaction=True)
+        pending, self._pending = self._pending, Counter()
         for name, amount in pending.items():
             pipeline.hincrby(self._keys.counters, name, amount)
         try:
             await self._connection.run(pipeline.execute())
-        except StoreError:
+        except BaseException:
+            # Cancellation is among them: closing the cache ends the flusher wherever it stands.
             # It may have arrived although the reply did not; counting twice would be worse than
             # counting once, but losing an outage's worth of counts is worse than either.
             self._pending.update(pending)

@@ -8,13 +8,13 @@ so the table is always written first: whoever sees a new epoch finds what it sta
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from collections.abc import Callable, Iterable
 
 from llm_cache._core.keys import Keys
 from llm_cache._core.policy import Purges
+from llm_cache._flight import SharedRun
 from llm_cache._redis.connection import Connection
 
 _MAX_AGE_S = 10.0
@@ -66,7 +66,7 @@ class Epochs:
         self._clock = clock
         self._purges: Purges | None = None
         self._read_at_s = 0.0
-        self._reading = asyncio.Lock()
+        self._reading = SharedRun(self._refresh, name="llm_cache.epoch")
 
     async def current(self, seen: bytes | None) -> Purges:
         """Return the purge table for an answer that was read together with the epoch *seen*.
@@ -76,12 +76,12 @@ class Epochs:
         """
         if self._is_current(seen):
             return self._purges  # type: ignore[return-value]  # it is there, says `_is_current`
-        async with self._reading:
-            # Others may have waited for the same news.
-            if not self._is_current(seen):
-                self._purges = await self._read()
-                self._read_at_s = self._clock()
-            return self._purges  # type: ignore[return-value]
+        # A read that was under way already may be older than what this caller has seen.
+        may_be_older = self._reading.is_running
+        purges = await self._reading.join()
+        if may_be_older and not self._is_current(seen):
+            purges = await self._reading.join()
+        return purges
 
     async def purge(self, targets: Iterable[str]) -> str:
         """Invalidate *targets*, and return the token of it. Two round trips."""
@@ -94,6 +94,11 @@ class Epochs:
             and self._purges.epoch >= seen.decode("latin-1")
             and self._clock() - self._read_at_s < _MAX_AGE_S
         )
+
+    async def _refresh(self) -> Purges:
+        self._purges = purges = await self._read()
+        self._read_at_s = self._clock()
+        return purges
 
     async def _read(self) -> Purges:
         # The epoch first: the table is written before it, and so is never older than it here.

@@ -23,6 +23,10 @@ class Lookup:
     """An answer that is made for this look-up is stamped with it."""
     corrupt: CorruptEntry | None = None
     """Why there is no entry although there are bytes."""
+    is_foreign: bool = False
+    """Whether there is an entry of another version of the format, which its workers can read."""
+    was_taken: bool = False
+    """Whether there was anything under the key, dead or alive."""
 
 
 class ExactStore:
@@ -75,20 +79,24 @@ class ExactStore:
         (blob, epoch), left_ms = await self._connection.run(pipeline.execute())
         return await self._judge(blob, epoch, digest), left_ms
 
-    async def promote(self, alias: str, origin: str, blob: bytes, *, left_ms: int) -> None:
+    async def promote(
+        self, alias: str, origin: str, blob: bytes, *, left_ms: int, replaces: bool
+    ) -> None:
         """Write *blob*, a copy of the answer *origin*, as the answer of *alias*, until it expires.
+
+        What is stored under *alias* by then stays, unless this *replaces* something dead.
 
         One round trip, two where the origin went away meanwhile.
         """
         key = self._keys.answer(alias)
         pipeline = self._connection.client.pipeline(transaction=False)
-        pipeline.set(key, blob, px=left_ms)
+        pipeline.set(key, blob, px=left_ms, nx=not replaces)
         refs = self._keys.refs(origin)
         pipeline.sadd(refs, key)
         pipeline.pexpire(refs, left_ms)
         pipeline.exists(self._keys.answer(origin))
-        *_, origin_lives = await self._connection.run(pipeline.execute())
-        if not origin_lives:
+        is_written, *_, origin_lives = await self._connection.run(pipeline.execute())
+        if is_written and not origin_lives:
             # It was removed before its list of references named this alias, so whoever removed it
             # could not see the alias. Removed later, the list did name it.
             await self._connection.execute("UNLINK", key)
@@ -103,8 +111,11 @@ class ExactStore:
         try:
             entry = decode_entry(blob, digest)
         except CorruptEntry as error:
-            return Lookup(None, purges.epoch, error)
-        return Lookup(entry if entry and purges.allow(entry) else None, purges.epoch)
+            return Lookup(None, purges.epoch, error, was_taken=True)
+        is_alive = entry is not None and purges.allow(entry)
+        return Lookup(
+            entry if is_alive else None, purges.epoch, is_foreign=entry is None, was_taken=True
+        )
 
 
 def _never() -> bool:

@@ -13,11 +13,10 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from llm_cache._redis.connection import Connection
+from llm_cache._redis.connection import Connection, dedicated
 from llm_cache.errors import StoreUnavailable
 
 if TYPE_CHECKING:
-    from redis import asyncio as redis
     from redis.asyncio.connection import AbstractConnection
 
 _MOST_STALE = 256
@@ -138,7 +137,14 @@ class Landings:
 
     async def _live(self, line: _Line) -> None:
         """Connect, and hear until the connection is lost."""
-        link = _dedicated(self._connection.client)
+        link = dedicated(
+            self._connection.client,
+            # Pub/sub knows no databases: without `SELECT` the first subscription costs one command.
+            db=0,
+            # Silence is normal here; a `PING` would be answered in between of the messages.
+            socket_timeout=None,
+            health_check_interval=0,
+        )
         try:
             await self._connection.run(link.connect())  # type: ignore[no-untyped-call]
             # Writing has a task of its own: one that reads cannot be interrupted, and a waiter
@@ -193,33 +199,3 @@ class Landings:
         for ears in self._ears.values():
             for ear in ears:
                 ear.tell(lost=reason)
-
-
-def _dedicated(client: redis.Redis) -> AbstractConnection:
-    """Return a connection of the client's kind, outside its pool and without its handshake.
-
-    One taken from the pool would be missing there for good. RESP2 needs no `HELLO`, and pub/sub
-    needs no `SELECT` (it knows no databases): the first subscription costs one command.
-    """
-    pool = client.connection_pool
-    # Maintenance notifications come with RESP3 alone.
-    settings = {
-        name: value
-        for name, value in pool.connection_kwargs.items()
-        if not name.startswith("maint")
-    }
-    link: AbstractConnection = pool.connection_class(
-        **{
-            **settings,
-            "protocol": 2,
-            "db": 0,
-            "decode_responses": False,
-            # Silence is normal here; a `PING` would be answered in between of the messages.
-            "socket_timeout": None,
-            "health_check_interval": 0,
-        }
-    )
-    # No `CLIENT SETINFO`. Releases of redis-py differ in what switches it off.
-    for name in ("driver_info", "lib_name", "lib_version"):
-        setattr(link, name, None)
-    return link

@@ -13,7 +13,7 @@ from typing import Any
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from llm_cache._redis.connection import Connection
+from llm_cache._redis.connection import Connection, dedicated
 from llm_cache.errors import StoreError, StoreUnavailable
 
 _MOST_KEYS = 512
@@ -63,10 +63,12 @@ class CoalescedReads:
     async def aclose(self) -> None:
         """Let go of the connection. Whoever still waits gets an error."""
         drain, self._drain = self._drain, None
-        if drain is not None:
+        if drain is not None and not drain.done():
             drain.cancel()
             await asyncio.gather(drain, return_exceptions=True)
-        self._fail(list(self._waiting), self._waiting, StoreUnavailable("the cache was closed"))
+            # One that was cancelled before it began did not say so itself.
+            self._is_busy = False
+        self._fail(list(self._waiting), self._waiting, _closed())
         await self._hang_up()
 
     def _go_on(self) -> None:
@@ -88,6 +90,9 @@ class CoalescedReads:
                 except StoreError as error:
                     self._fail(keys, batch, error)
                     continue
+                except asyncio.CancelledError:
+                    self._fail(keys, batch, _closed())
+                    raise
                 for key, value in zip(keys, values, strict=True):
                     for future, _ in batch[key]:
                         if not future.done():
@@ -127,9 +132,10 @@ class CoalescedReads:
 
     async def _exchange(self, keys: Sequence[str]) -> list[bytes | None]:
         if self._line is None:
-            pool = self._connection.client.connection_pool
-            self._line = await pool.get_connection()  # type: ignore[no-untyped-call]
+            self._line = dedicated(self._connection.client)
         try:
+            # Does nothing while it is connected.
+            await self._line.connect()
             await self._line.send_command("MGET", *keys, self._companion)
             values: list[bytes | None] = await self._line.read_response()
         except BaseException:
@@ -142,4 +148,7 @@ class CoalescedReads:
         line, self._line = self._line, None
         if line is not None:
             await line.disconnect(nowait=True)
-            await self._connection.client.connection_pool.release(line)
+
+
+def _closed() -> StoreUnavailable:
+    return StoreUnavailable("the cache was closed")

@@ -42,6 +42,8 @@ _EXACT = "@scope:{{{scope}}}=>[KNN {limit} @vector $v HYBRID_POLICY ADHOC_BF AS 
 _GRAPH = "*=>[KNN {limit} @vector $v EF_RUNTIME {ef} AS distance]"
 _EF_RUNTIME = 50
 _MAX_DIMENSIONS = 32_768
+# RediSearch 2 has one wording for searches and one for `FT.INFO`; 8.10 has the third for both.
+_LOST = ("no such index", "unknown index name", "index not found")
 
 
 class VectorStore:
@@ -87,10 +89,11 @@ class VectorStore:
     async def nearest(self, scope: str, vector: Vector, *, limit: int) -> list[Candidate]:
         """Return at most *limit* entries of *scope*, nearest first.
 
-        One round trip; one more when the size of the scope was last asked over a minute ago.
+        One round trip; one more when the size of the scope was last asked over a minute ago. An
+        index that was lost is made anew, and has no entries yet.
         """
         query = _EXACT if await self._is_small(scope) else _GRAPH
-        reply = await self._connection.execute(
+        reply = await self._ask(
             "FT.SEARCH",
             self.index,
             query.format(scope=scope, limit=limit, ef=max(_EF_RUNTIME, limit)),
@@ -98,7 +101,7 @@ class VectorStore:
             *("RETURN", 3, "scope", "distance", "prompt"),
             *("SORTBY", "distance", "LIMIT", 0, limit, "DIALECT", 2),
         )
-        return _candidates(reply, scope)
+        return [] if reply is None else _candidates(reply, scope)
 
     def entry(self, *, digest: str, scope: str, vector: Vector, prompt: str) -> HashWrite:
         """Return key and fields of the semantic entry that leads to the answer *digest*."""
@@ -113,21 +116,36 @@ class VectorStore:
 
     async def count(self) -> int:
         """Return the number of entries in the index. One round trip."""
-        info = _mapping(await self._connection.execute("FT.INFO", self.index))
-        return int(info.get("num_docs", 0))
+        info = await self._ask("FT.INFO", self.index)
+        return 0 if info is None else int(_mapping(info).get("num_docs", 0))
 
     async def _is_small(self, scope: str) -> bool:
         known = self._sizes.get(scope)
         if known is not None:
             return known
-        reply = await self._connection.execute(
+        reply = await self._ask(
             "FT.AGGREGATE",
             self.index,
             f"@scope:{{{scope}}}",
             # Rows are counted lazily: the server stops when it has skipped this many.
             *("LIMIT", SMALL_SCOPE, 1, "DIALECT", 2),
         )
-        return self._sizes.put(scope, is_small=not _has_rows(reply))
+        return self._sizes.put(scope, is_small=reply is None or not _has_rows(reply))
+
+    async def _ask(self, *command: Any) -> Any | None:
+        """Return the answer of the index; `None` where it was lost and is empty again.
+
+        `FLUSHALL` takes the index along, and so does a restart without persistence.
+        """
+        try:
+            return await self._connection.execute(*command)
+        except StoreUnavailable as error:
+            if not any(words in str(error).lower() for words in _LOST):
+                raise
+        # Not `ensure_index`: an index that cannot be used is a mistake in the set-up when the
+        # cache is opened, but must not fail a call later on.
+        await self._create_index()
+        return None
 
     async def _index_names(self) -> set[str]:
         try:

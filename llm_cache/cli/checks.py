@@ -197,10 +197,11 @@ def _used(index: Index, dimensions: int) -> Finding:
             f"choose another namespace, or drop it yourself: `FT.DROPINDEX {index.name}`",
         )
     if index.failures:
+        times = "1 time" if index.failures == 1 else f"{index.failures:,} times"
         return Finding(
             "index",
             State.PROBLEM,
-            f"{detail}; {index.failures} more could not be indexed and are never found",
+            f"{detail}; indexing failed {times}, and what was written then is never found",
             f"see `FT.INFO {index.name}` for why, and which program writes under this prefix",
         )
     return Finding("index", State.OK, detail)

@@ -32,6 +32,7 @@ from llm_cache.cli.options import (
     Semantic,
     Threshold,
     make_config,
+    refuse_missing_directory,
     without_secrets,
 )
 from llm_cache.cli.screen import Screen, print_json, seconds
@@ -102,7 +103,7 @@ async def _examine_redis(
 ) -> tuple[list[Finding], tuple[Index, ...] | None]:
     """Return what there is to say about Redis, and the indexes of the namespace if it answers."""
     if url.startswith("embedded:"):
-        return [await _examine_embedded(url, config)], None
+        return await _examine_embedded(url, config)
     try:
         LLMCache(url, config=config)  # contacts nothing, and knows which URLs can work
     except ConfigurationError as error:
@@ -124,16 +125,24 @@ async def _examine_redis(
     return [reached, *judge_server(server, semantic=config.semantic)], server.indexes
 
 
-async def _examine_embedded(url: str, config: CacheConfig) -> Finding:
-    # Its version and settings are this package's own, so that only one question is left.
+async def _examine_embedded(
+    url: str, config: CacheConfig
+) -> tuple[list[Finding], tuple[Index, ...] | None]:
     started_s = time.perf_counter()
     exact_only = CacheConfig(namespace=config.namespace, semantic=False)
     try:
-        async with LLMCache(url, config=exact_only):
+        refuse_missing_directory(url)
+        async with LLMCache(url, config=exact_only) as cache:
             took = seconds(time.perf_counter() - started_s)
+            server = await look_at(cache.redis_url, config.namespace)
     except LLMCacheError as error:
-        return Finding("redis", State.PROBLEM, str(error), "follow what it says, or use a server")
-    return Finding("redis", State.OK, f"{url} starts here, in {took}")
+        return [
+            Finding("redis", State.PROBLEM, str(error), "follow what it says, or use a server")
+        ], None
+    started = Finding("redis", State.OK, f"{url} starts here, in {took}")
+    # Its settings are this package's own, and nobody's to mend.
+    judged = judge_server(server, semantic=config.semantic)
+    return [started, *(f for f in judged if f.name in {"server", "search"})], server.indexes
 
 
 async def _examine_embedder(*, is_local: bool) -> tuple[Finding, Embedder, int | None]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any
 
 import typer
 
 from llm_cache import CacheConfig
+from llm_cache._redis.connection import mask
 from llm_cache.errors import ConfigurationError
 
 RedisUrl = Annotated[
@@ -92,6 +92,19 @@ def make_config(**settings: Any) -> CacheConfig:
         raise typer.BadParameter(str(error)) from None
 
 
+def refuse_missing_directory(url: str) -> None:
+    """Refuse an `embedded:///DIR` that is not there, for a command that is to look and not make.
+
+    Raises:
+        ConfigurationError: there is no such directory.
+    """
+    path = unquote(urlsplit(url).path) if url.lower().startswith("embedded:///") else ""
+    if path and not Path(path).exists():
+        raise ConfigurationError(
+            f"there is no directory {path}: correct --redis-url; `chat` and `demo` make a new one"
+        )
+
+
 def without_secrets(url: str) -> str:
-    """Return *url* as it may be shown: without its password and its query."""
-    return re.sub(r"//[^@/]*@", "//***@", url.partition("?")[0])
+    """Return *url* as it may be shown: without its user, its password and its query."""
+    return mask(url)

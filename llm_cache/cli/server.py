@@ -29,7 +29,7 @@ class Index:
     """Algorithm, stored type and measure: what the cache makes is `HNSW FLOAT16 COSINE`."""
     entries: int
     failures: int
-    """How many hashes could not be indexed."""
+    """How often a hash could not be indexed: each try counts, also of the same hash."""
 
 
 @dataclass(frozen=True, slots=True)

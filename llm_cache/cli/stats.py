@@ -17,6 +17,7 @@ from llm_cache.cli.options import (
     PriceModel,
     RedisUrl,
     make_config,
+    refuse_missing_directory,
     without_secrets,
 )
 from llm_cache.cli.prices import dollars, known_cost_usd
@@ -38,6 +39,7 @@ def stats(
     is made.
     """
     url = redis_url_from_env() if redis_url is None else redis_url
+    refuse_missing_directory(url)
     # Without the semantic layer, because opening that would make an index.
     config = make_config(namespace=namespace, semantic=False)
     numbers, indexes = asyncio.run(_read(url, config))
@@ -64,9 +66,7 @@ def stats(
 async def _read(url: str, config: CacheConfig) -> tuple[dict[str, Any], tuple[Index, ...] | None]:
     async with LLMCache(url, config=config) as cache:
         numbers = await cache.server_stats()
-        # An embedded server has an address that only its owner knows.
-        indexes = None if url.startswith("embedded:") else await indexes_of(url, config.namespace)
-        return numbers, indexes
+        return numbers, await indexes_of(cache.redis_url, config.namespace)
 
 
 def _rows(

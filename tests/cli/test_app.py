@@ -9,7 +9,7 @@ import pytest
 
 import llm_cache
 
-COMMANDS = ("demo", "chat", "stats", "doctor")
+COMMANDS = ("demo", "chat", "explain", "stats", "doctor")
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:

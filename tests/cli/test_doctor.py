@@ -76,10 +76,36 @@ def test_openai_is_the_default_embedder(examine, redis_url, service):
 
 
 def test_an_embedded_redis_is_started_to_see(examine, tmp_path):
-    code, findings = examine("--redis-url", f"embedded://{tmp_path / 'data'}", "--no-semantic")
+    code, findings = examine("--redis-url", f"embedded://{tmp_path}", "--no-semantic")
 
     assert code == 0
     assert "starts here" in findings["redis"][0]["detail"]
+    assert findings["search"][0]["detail"].startswith("RediSearch 2.")
+    # There is nobody to whom these could be said.
+    assert not {"memory", "eviction", "persistence"} & findings.keys()
+
+
+async def test_the_index_of_an_embedded_redis_is_looked_at(examine_later, tmp_path, namespace):
+    url = f"embedded://{tmp_path}"
+    embedder = LocalEmbedder()
+    await filled(url, namespace, embedder)
+    await embedder.aclose()
+
+    code, findings = await examine_later("--redis-url", url, "--local")
+
+    assert code == 0
+    assert "1 entries of 384 dimensions" in findings["index"][0]["detail"]
+
+
+def test_a_directory_that_is_not_there_is_a_problem_and_not_made(examine, tmp_path):
+    missing = tmp_path / "missing dir"
+
+    code, findings = examine("--redis-url", f"embedded://{missing}", "--no-semantic")
+
+    assert code == 1
+    assert states(findings, "redis") == ["problem"]
+    assert f"no directory {missing}" in findings["redis"][0]["detail"]
+    assert not missing.exists()
 
 
 def test_people_see_the_same_in_80_columns(cli, redis_url, namespace):
@@ -248,12 +274,27 @@ async def test_entries_that_cannot_be_indexed_are_a_problem(
     await filled(redis_url, namespace, embedder)
     await embedder.aclose()
     (entry,) = await redis.keys(f"{namespace}:s:*")
+    # A new index reads what is there in the background. It would count what is written meanwhile
+    # a second time.
+    async with asyncio.timeout(60):
+        while await is_being_filled(redis, namespace):
+            await asyncio.sleep(0)
     await redis.hset(entry + b"x", mapping={"vector": b"too short", "scope": "x"})
 
     code, findings = await examine_later("--redis-url", redis_url, "--local")
 
     assert code == 1
-    assert "1 more could not be indexed" in findings["index"][0]["detail"]
+    assert "1 entries" in findings["index"][0]["detail"]
+    assert "failed 1 time," in findings["index"][0]["detail"]
+
+
+async def is_being_filled(redis, namespace: str) -> bool:
+    """Tell whether the index of *namespace* is still reading what was there before it."""
+    names = [name.decode() for name in await redis.execute_command("FT._LIST")]
+    (name,) = (name for name in names if name.startswith(f"{namespace}:"))
+    reply = await redis.execute_command("FT.INFO", name)
+    info = reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
+    return bool(int(info[b"indexing"]))
 
 
 async def test_an_index_with_other_settings_is_a_problem(

@@ -212,11 +212,3 @@ def test_wrong_usage_exits_with_2(run, args):
 
     assert (ran.exit_code, ran.stdout) == (2, "")
     assert "Traceback" not in ran.output
-
-
-def test_help_fits_a_narrow_terminal(cli):
-    ran = cli("explain", "-h", env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"})
-
-    assert ran.exit_code == 0
-    assert "--param" in ran.stdout
-    assert max(map(len, ran.stdout.splitlines())) <= 80

@@ -77,6 +77,25 @@ def test_a_redis_without_search_has_no_entries_to_count(cli, plain_redis):
     assert json.loads(ran.stdout)["entries"] is None
 
 
+def test_an_embedded_redis_has_its_entries_counted(cli, tmp_path, service):
+    url = f"embedded://{tmp_path}"
+    assert cli("chat", "--redis-url", url, QUESTION, env=service).exit_code == 0
+
+    numbers = json.loads(cli("stats", "--redis-url", url, "--json").stdout)
+
+    assert (numbers["miss"], numbers["entries"]) == (1, 1)
+
+
+def test_a_directory_that_is_not_there_is_one_line_and_not_made(cli, tmp_path):
+    missing = tmp_path / "missing"
+
+    ran = cli("stats", "--redis-url", f"embedded://{missing}")
+
+    assert (ran.exit_code, ran.stdout) == (1, "")
+    assert f"no directory {missing}" in ran.stderr
+    assert not missing.exists()
+
+
 def test_no_redis_is_one_line(cli):
     ran = cli("stats", "--redis-url", "redis://user:secret@127.0.0.1:1")
 
