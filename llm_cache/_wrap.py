@@ -53,8 +53,6 @@ def wrap(cache: LLMCache, client: AsyncOpenAI, options: CallOptions) -> AsyncOpe
     return cast("AsyncOpenAI", wrapped)
 
 
-_NOT_SENT: Any = getattr(openai, "omit", openai.NOT_GIVEN)
-"""How this release of the SDK marks an argument that is not sent."""
 _Completion = TypeVar("_Completion", bound=ChatCompletion)
 
 
@@ -123,9 +121,10 @@ class _CachedCompletions(AsyncCompletions):
             if response_format is not None:
                 params["response_format"] = response_format
             return await super().parse(messages=messages, model=model, **params)
-        tools = params.get("tools", _NOT_SENT)
+        not_sent = _not_sent()
+        tools = params.get("tools", not_sent)
         validate_input_tools(tools)
-        kind = _NOT_SENT if response_format is None else response_format
+        kind = not_sent if response_format is None else response_format
         schema = type_to_response_format_param(kind)
         completion = await self.create(
             messages=messages, model=model, response_format=schema, **params, **options
@@ -133,7 +132,7 @@ class _CachedCompletions(AsyncCompletions):
         parsed = parse_chat_completion(
             response_format=kind, chat_completion=completion, input_tools=tools
         )
-        _with_request_id(parsed, completion._request_id)
+        _with_request_id(parsed, getattr(completion, "_request_id", None))
         return set_cache_info(parsed, cache_info(completion))
 
 
@@ -158,6 +157,11 @@ class _CachedStream(AsyncStream[ChatCompletionChunk]):
 
     async def close(self) -> None:
         await self._chunks.aclose()
+
+
+def _not_sent() -> Any:
+    """Return what marks an argument that is not sent, in this release of the SDK."""
+    return getattr(openai, "omit", openai.NOT_GIVEN)
 
 
 def _with_request_id(completion: _Completion, request_id: str | None) -> _Completion:

@@ -57,9 +57,11 @@ class CachedEmbeddings(AsyncEmbeddings):
     async def create(self, *, input: Any, model: Any, **params: Any) -> Any:  # noqa: A002
         """Create embeddings, or take them from the cache. One `MGET`, and a `SET` for each new."""
         options = take_options(params, self._options)
-        items = _items(input)
-        if options is None or not items:
+        if options is None:
             return await super().create(input=input, model=model, **params)
+        items = _items(input)
+        if not items:
+            return await super().create(input=items, model=model, **params)
         calls = await self._plan(items, model, params, options)
         found, epoch = await self._look_up(calls)
         missing = [i for i, answer in enumerate(found) if answer is None]
@@ -76,7 +78,7 @@ class CachedEmbeddings(AsyncEmbeddings):
             )
             if not isinstance(reply, CreateEmbeddingResponse):
                 return reply  # the SDK hands on whatever a server says that is no JSON, as text
-            usage, request_id = reply.usage, reply._request_id
+            usage, request_id = reply.usage, getattr(reply, "_request_id", None)
             vectors = [row.embedding for row in sorted(reply.data, key=lambda row: row.index)]
             fresh = dict(zip(order, await _each(_pack, vectors), strict=True))
             for i in missing:
@@ -99,7 +101,9 @@ class CachedEmbeddings(AsyncEmbeddings):
         headers, query = fold_headers_and_query(sent, self._upstream.defaults)
         body = {**sent, **_over_body(sent)}
         common = {
-            "upstream": config.upstream_id or self._upstream.base_url,
+            "upstream": self._upstream.base_url
+            if config.upstream_id is None
+            else config.upstream_id,
             "headers": headers,
             "query": query,
             "model": model,
@@ -158,8 +162,8 @@ def _over_body(sent: dict[str, Any]) -> dict[str, Any]:
     over = sent.get("extra_body") or {}
     if not isinstance(over, Mapping):
         raise InvalidRequest("extra_body must be a mapping of names to values")
-    if "input" in over or "model" in over:
-        raise InvalidRequest("input and model are given once, not in extra_body")
+    if "input" in over:
+        raise InvalidRequest("input is given as input=, not in extra_body")
     return dict(over)
 
 

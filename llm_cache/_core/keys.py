@@ -7,9 +7,6 @@ from hashlib import sha256
 
 SCHEMA = b"llm_cache/1"
 """Version of the key schema; part of every digest."""
-DIGEST_CHARS = 32
-"""160 bits: twice the 80 bits that finding any collision takes, in 32 characters of base32."""
-
 
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 # `base64.b32encode` takes three times as long, which an exact hit would feel.
@@ -69,7 +66,10 @@ def _sha256(*parts: bytes) -> bytes:
 
 
 def _text(digest: bytes) -> str:
-    """Return the first 160 bits of *digest* in lower-case base32 (RFC 4648), ten at a time."""
+    """Return the first 160 bits of *digest* in lower-case base32 (RFC 4648), ten at a time.
+
+    160 bits are 32 characters; finding any collision takes 80 bits of work.
+    """
     bits = int.from_bytes(digest[:20], "big")
     return "".join([_PAIRS[bits >> shift & 1023] for shift in range(150, -1, -10)])
 
@@ -83,13 +83,6 @@ class Keys:
     def answer(self, digest: str) -> str:
         """Key of an answer or alias (string)."""
         return f"{self.namespace}:x:{{{digest}}}"
-
-    def digest_of(self, answer_key: str) -> str | None:
-        """Return the digest in *answer_key*, or `None` where it is no answer key of ours."""
-        head, tail = f"{self.namespace}:x:{{", "}"
-        digest = answer_key[len(head) : -1]
-        is_ours = answer_key.startswith(head) and answer_key.endswith(tail)
-        return digest if is_ours and len(digest) == DIGEST_CHARS else None
 
     def entry(self, space: str, digest: str) -> str:
         """Key of the semantic entry that leads to the answer *digest* (hash)."""

@@ -488,14 +488,3 @@ def _pieces(text: str) -> list[str]:
     # (unless it is one of those scripts that do without blanks) and the blanks behind it.
     least = len(text) // _MAX_PIECES + 1
     return re.findall(rf"(?s:.{{1,{least}}})\S{{0,{_REST_OF_WORD}}}\s*", text)
-
-
-def text_of(chunk: Chunk) -> str:
-    """Return the text that *chunk* adds to the first choice, `""` if none."""
-    parts = chunk.get("choices")
-    for part in parts if isinstance(parts, list) else ():
-        if isinstance(part, dict) and not part.get("index"):
-            delta = part.get("delta")
-            text = delta.get("content") if isinstance(delta, dict) else None
-            return text if isinstance(text, str) else ""
-    return ""

@@ -216,13 +216,13 @@ def _check_address(url: str) -> None:
 
 
 def _check_query(url: str) -> None:
-    parts = urlsplit(url)
     try:
-        options = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+        query, fragment = urlsplit(url)[3:]
+        options = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
     except ValueError:
-        options = None
+        options, fragment = [], "unreadable"
     # Where a password has one of these signs, redis-py would ask another host without telling.
-    if options is None or parts.fragment:
+    if fragment:
         raise ConfigurationError(
             "the Redis URL has a `?` that begins no `name=value`, or a `#`; in a password they are"
             f" written %3F and %23: {mask(url)!r}"

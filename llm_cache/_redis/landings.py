@@ -139,7 +139,7 @@ class Landings:
         """Connect, and hear until the connection is lost."""
         link = dedicated(
             self._connection.client,
-            # Pub/sub knows no databases: without `SELECT` the first subscription costs one command.
+            # Pub/sub knows no databases: no `SELECT`, and the first subscription is one command.
             db=0,
             # Silence is normal here; a `PING` would be answered in between of the messages.
             socket_timeout=None,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import unquote, urlsplit
 
 import typer
 
@@ -101,7 +103,8 @@ def refuse_missing_directory(url: str) -> None:
     path = unquote(urlsplit(url).path) if url.lower().startswith("embedded:///") else ""
     if path and not Path(path).exists():
         raise ConfigurationError(
-            f"there is no directory {path}: correct --redis-url; `chat` and `demo` make a new one"
+            f"there is no directory {path}: correct --redis-url or REDIS_URL;"
+            " `chat` and `demo` make a new one"
         )
 
 

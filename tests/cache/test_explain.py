@@ -1,5 +1,7 @@
 """`explain` says what would happen, and why."""
 
+from typing import Any
+
 QUESTION = "What is the capital of France?"
 REPHRASED = "Tell me the capital city of France."
 OTHER = "What is the capital of Spain?"
@@ -55,6 +57,29 @@ async def test_every_candidate_has_its_verdict(cache, redis, embedder):
 async def test_call_that_would_be_bypassed_says_why(cache):
     told = await cache.explain(QUESTION, cache_control="no-store")
     assert (told.status, told.reason) == ("bypass", "the cache takes no part: no-store")
+
+
+async def test_repr_shows_no_prompt(cache, embedder):
+    embedder.similar(QUESTION, REPHRASED, 0.95)
+    await cache.chat(QUESTION)
+    told = await cache.explain(REPHRASED)
+    assert told.neighbours
+    assert "capital" not in repr(told)
+
+
+async def test_values_of_headers_and_query_are_shown_as_digests(cache):
+    def given(secret: str) -> dict[str, Any]:
+        return {"extra_headers": {"X-Customer": secret}, "extra_query": {"sig": secret}}
+
+    one, same, other = [
+        (await cache.explain(QUESTION, **given(secret))).parts for secret in ("s3", "s3", "s4")
+    ]
+    assert "s3" not in str(one)
+    assert one["headers"]["x-customer"].startswith("sha256:")
+    assert len(one["query"]["sig"]) == len("sha256:") + 12
+    assert (one["headers"], one["query"]) == (same["headers"], same["query"])
+    assert one["headers"] != other["headers"]
+    assert one["query"] != other["query"]
 
 
 async def test_scope_tells_who_shares(cache):

@@ -1,13 +1,14 @@
 """The drop-in client behaves as the SDK's own."""
 
 import asyncio
+from typing import Any
 
 import openai
 import pytest
 from pydantic import BaseModel
 
 from llm_cache import cache_info
-from llm_cache.errors import InvalidRequest, OnlyIfCachedMiss
+from llm_cache.errors import ConfigurationError, InvalidRequest, OnlyIfCachedMiss
 from llm_cache.testing import Answer, tool_call
 
 MESSAGES = [{"role": "user", "content": "What is the capital of France?"}]
@@ -19,7 +20,12 @@ def client(cache, upstream):
     return cache.wrap(upstream.client())
 
 
-async def create(client, messages=MESSAGES, **params):
+def info(answer: object) -> Any:
+    """Return what `cache_info` does, without the types of `None`."""
+    return cache_info(answer)
+
+
+async def create(client: Any, messages: Any = MESSAGES, **params: Any) -> Any:
     return await client.chat.completions.create(model="m", messages=messages, **params)
 
 
@@ -30,14 +36,14 @@ async def test_second_call_is_answered_by_the_cache(client, upstream):
     assert upstream.calls == 1
     assert type(second) is type(first)
     assert second.model_dump() == first.model_dump()
-    assert (cache_info(first).status, cache_info(second).status) == ("miss", "exact")
-    assert cache_info(second).key == cache_info(first).key
+    assert (info(first).status, info(second).status) == ("miss", "exact")
+    assert info(second).key == info(first).key
 
 
 async def test_rephrased_call_is_answered_too(client, embedder):
     embedder.similar(MESSAGES[0]["content"], REPHRASED[0]["content"], 0.95)
     await create(client)
-    assert cache_info(await create(client, REPHRASED)).status == "semantic"
+    assert info(await create(client, REPHRASED)).status == "semantic"
 
 
 async def test_client_is_of_the_clients_own_class_and_the_original_stays_as_it_was(
@@ -48,7 +54,7 @@ async def test_client_is_of_the_clients_own_class_and_the_original_stays_as_it_w
     await create(wrapped)
 
     assert isinstance(wrapped, openai.AsyncOpenAI)
-    assert cache_info(await create(original)) is None
+    assert info(await create(original)) is None
     assert upstream.calls == 2
 
 
@@ -56,7 +62,7 @@ async def test_chat_and_wrapped_client_share_their_entries(cache, upstream):
     client = upstream.client()
     cache_of_client = cache
     await cache_of_client.chat(MESSAGES, model="m")
-    assert cache_info(await create(cache.wrap(client))).status == "exact"
+    assert info(await create(cache.wrap(client))).status == "exact"
 
 
 async def test_streams_are_the_sdks(client, upstream):
@@ -65,7 +71,7 @@ async def test_streams_are_the_sdks(client, upstream):
         stream = await create(client, stream=True)
         assert isinstance(stream, openai.AsyncStream)
         texts.append([c.choices[0].delta.content or "" async for c in stream])
-        assert cache_info(stream).status == status
+        assert info(stream).status == status
     assert "".join(texts[0]) == "".join(texts[1])
     assert upstream.calls == 1
 
@@ -77,8 +83,45 @@ async def test_stream_can_be_left(client, upstream):
     await upstream.disconnected()
 
 
+@pytest.mark.parametrize("leave", ["helper", "close", "response"])
+async def test_one_who_leaves_a_shared_stream_early_leaves_it_to_the_others(
+    client, upstream, leave
+):
+    gate = asyncio.Event()
+    upstream.answer(Answer(text="one two three", gate=gate, gate_after=2))
+    stays = await create(client, stream=True)
+    if leave == "helper":
+        async with client.chat.completions.stream(model="m", messages=MESSAGES) as events:
+            await anext(events)
+    else:
+        goes = await create(client, stream=True)
+        await anext(goes)
+        await (goes.close() if leave == "close" else goes.response.aclose())
+    gate.set()
+    texts = [c.choices[0].delta.content or "" async for c in stays if c.choices]
+
+    assert "".join(texts) == "one two three"
+    assert info(await create(client)).status == "exact"
+    assert upstream.calls == 1
+
+
+async def test_response_of_a_stream_tells_of_the_real_one_without_its_body(client, upstream):
+    live = await create(client, stream=True)
+    assert live.response.status_code == 200
+    assert live.response.headers["content-type"].startswith("text/event-stream")
+    assert live.response.request.url.path == "/v1/chat/completions"
+    assert not hasattr(live.response, "aiter_bytes")
+    assert [c async for c in live]
+
+    replayed = await create(client, stream=True)
+    assert replayed.response.status_code == 200
+    assert replayed.response.headers["cache-status"] == "llm-cache; hit"
+    assert not hasattr(replayed.response, "request")
+    replayed.response.close()
+
+
 async def test_usage_chunk_comes_only_to_those_who_ask(client, upstream):
-    async def usages(**params):
+    async def usages(**params: Any) -> Any:
         stream = await create(client, stream=True, **params)
         return [c.usage for c in [c async for c in stream] if c.usage is not None]
 
@@ -103,7 +146,7 @@ async def test_accumulated_stream_equals_the_plain_answer(client, upstream, answ
     """Live, replayed and plain give the SDK's own accumulator one final message."""
     params = {"n": answer.n} if answer.n else {}
 
-    async def accumulate():
+    async def accumulate() -> Any:
         stream = client.chat.completions.stream(model="m", messages=MESSAGES, **params)
         async with stream as events:
             async for _ in events:
@@ -133,7 +176,7 @@ class Capital(BaseModel):
 async def test_parse_gives_the_parsed_object_from_the_cache_too(client, upstream):
     upstream.answer('{"city": "Paris"}')
 
-    async def parse():
+    async def parse() -> Any:
         return await client.chat.completions.parse(
             model="m", messages=MESSAGES, response_format=Capital
         )
@@ -144,8 +187,44 @@ async def test_parse_gives_the_parsed_object_from_the_cache_too(client, upstream
         == second.choices[0].message.parsed
         == Capital(city="Paris")
     )
-    assert cache_info(second).status == "exact"
+    assert info(second).status == "exact"
     assert upstream.chat_requests[0].body["response_format"]["type"] == "json_schema"
+
+
+async def test_parse_of_beta_is_the_same(client, upstream):
+    upstream.answer('{"city": "Paris"}')
+    for _ in range(2):
+        parsed = await client.beta.chat.completions.parse(
+            model="m", messages=MESSAGES, response_format=Capital
+        )
+    assert parsed.choices[0].message.parsed == Capital(city="Paris")
+    assert info(parsed).status == "exact"
+
+
+async def test_parse_works_with_an_sdk_that_has_no_omit(client, upstream, monkeypatch):
+    monkeypatch.delattr(openai, "omit", raising=False)
+    upstream.answer("Paris")
+    parsed = await client.chat.completions.parse(model="m", messages=MESSAGES)
+    assert parsed.choices[0].message.content == "Paris"
+    assert "response_format" not in upstream.chat_requests[0].body
+
+
+async def test_raw_response_can_be_parsed(client, upstream):
+    upstream.answer('{"city": "Paris"}')
+    raw = await client.chat.completions.with_raw_response.parse(
+        model="m", messages=MESSAGES, response_format=Capital
+    )
+    assert raw.status_code == 200
+    assert raw.parse().choices[0].message.parsed == Capital(city="Paris")
+
+
+async def test_hits_have_the_request_id_none(client, upstream):
+    fresh = await create(client)
+    hit = await create(client)
+    parsed = await client.chat.completions.parse(model="m", messages=MESSAGES)
+    assert hasattr(fresh, "_request_id")
+    assert (hit._request_id, parsed._request_id) == (None, None)
+    assert hit.model_dump() == fresh.model_dump()
 
 
 async def test_schema_of_another_shape_is_another_request(client, upstream):
@@ -162,30 +241,56 @@ async def test_schema_of_another_shape_is_another_request(client, upstream):
 async def test_derived_clients_are_cached_too(client, upstream):
     await create(client)
     for derived in (client.with_options(timeout=5), client.copy(max_retries=1)):
-        assert cache_info(await create(derived)).status == "exact"
+        assert info(await create(derived)).status == "exact"
     elsewhere = client.with_options(base_url=upstream.base_url.replace("127.0.0.1", "localhost"))
-    assert cache_info(await create(elsewhere)).status == "miss"
+    assert info(await create(elsewhere)).status == "miss"
 
 
 async def test_headers_and_query_of_the_client_are_part_of_the_key(cache, upstream):
-    def client(**options):
+    def client(**options: Any) -> Any:
         return cache.wrap(upstream.client(**options))
 
     await create(client())
-    assert cache_info(await create(client(default_headers={"X-Variant": "b"}))).status == "miss"
-    assert cache_info(await create(client(default_query={"api-version": "2"}))).status == "miss"
-    assert cache_info(await create(client(api_key="another key"))).status == "exact"
+    assert info(await create(client(default_headers={"X-Variant": "b"}))).status == "miss"
+    assert info(await create(client(default_query={"api-version": "2"}))).status == "miss"
+    assert info(await create(client(api_key="another key"))).status == "exact"
 
 
 async def test_options_of_the_client_hold_for_its_calls(cache, upstream, redis):
     acme = cache.wrap(upstream.client(), tenant="acme", ttl_s=60)
     other = cache.wrap(upstream.client(), tenant="other")
-    key = cache_info(await create(acme)).key
+    key = info(await create(acme)).key
 
-    assert cache_info(await create(other)).status == "miss"
-    assert cache_info(await create(acme)).status == "exact"
+    assert info(await create(other)).status == "miss"
+    assert info(await create(acme)).status == "exact"
     assert await redis.pttl(key) <= 60_000
-    assert cache_info(await create(acme, tenant="third")).status == "miss"
+    assert info(await create(acme, tenant="third")).status == "miss"
+
+
+async def test_unknown_option_is_named_when_the_client_is_made(cache, upstream):
+    with pytest.raises(ConfigurationError, match="tennant"):
+        cache.wrap(upstream.client(), tennant="a")
+
+
+async def test_client_that_is_not_async_is_refused(cache, upstream):
+    with openai.OpenAI(base_url=upstream.base_url, api_key="test") as sync:
+        for client in (sync, object(), None):
+            with pytest.raises(ConfigurationError, match="AsyncOpenAI"):
+                cache.wrap(client)
+
+
+async def test_client_of_a_derived_class_is_taken(cache):
+    azure = openai.AsyncAzureOpenAI(
+        api_key="test", api_version="2024-10-21", azure_endpoint="http://127.0.0.1:1"
+    )
+    assert isinstance(cache.wrap(azure), openai.AsyncAzureOpenAI)
+
+
+async def test_answer_that_is_no_json_is_handed_on_as_the_sdk_does(client, upstream):
+    page = "<html>Log in</html>"
+    upstream.answer(Answer(raw_body=page.encode(), headers={"content-type": "text/html"}))
+    assert await create(client) == page
+    assert info(await create(client)).status == "miss"
 
 
 async def test_cache_control_goes_through_extra_headers(client, upstream):
@@ -193,9 +298,9 @@ async def test_cache_control_goes_through_extra_headers(client, upstream):
         await create(client, extra_headers={"Cache-Control": "only-if-cached"})
     await create(client)
     again = await create(client, extra_headers={"Cache-Control": "no-cache"})
-    assert cache_info(again).status == "miss"
+    assert info(again).status == "miss"
     left_out = await create(client, extra_headers={"Cache-Control": "no-store"})
-    assert cache_info(left_out).status == "bypass"
+    assert info(left_out).status == "bypass"
 
 
 async def test_raw_responses_pass_through(client, upstream):
@@ -214,7 +319,7 @@ async def test_info_is_no_field_of_the_answer(client):
     completion = await create(client)
     assert "llm_cache" not in str(completion.model_dump())
     assert "llm_cache" not in completion.model_dump_json()
-    assert cache_info(object()) is None
+    assert info(object()) is None
 
 
 @pytest.mark.parametrize("messages", ["Hi", [], [{"role": "robot", "content": "Hi"}], [3]])
@@ -229,5 +334,5 @@ async def test_malformed_messages_are_refused_before_the_model_is_asked(
 async def test_sdk_messages_can_be_sent_back(client, upstream):
     first = await create(client)
     history = [*MESSAGES, first.choices[0].message, {"role": "user", "content": "And of Spain?"}]
-    assert cache_info(await create(client, history)).status == "miss"
-    assert cache_info(await create(client, history)).status == "exact"
+    assert info(await create(client, history)).status == "miss"
+    assert info(await create(client, history)).status == "exact"

@@ -274,11 +274,8 @@ async def test_entries_that_cannot_be_indexed_are_a_problem(
     await filled(redis_url, namespace, embedder)
     await embedder.aclose()
     (entry,) = await redis.keys(f"{namespace}:s:*")
-    # A new index reads what is there in the background. It would count what is written meanwhile
-    # a second time.
-    async with asyncio.timeout(60):
-        while await is_being_filled(redis, namespace):
-            await asyncio.sleep(0)
+    # A new index reads in the background what is there; what is written meanwhile it reads twice.
+    await until_filled(redis, namespace)
     await redis.hset(entry + b"x", mapping={"vector": b"too short", "scope": "x"})
 
     code, findings = await examine_later("--redis-url", redis_url, "--local")
@@ -288,13 +285,16 @@ async def test_entries_that_cannot_be_indexed_are_a_problem(
     assert "failed 1 time," in findings["index"][0]["detail"]
 
 
-async def is_being_filled(redis, namespace: str) -> bool:
-    """Tell whether the index of *namespace* is still reading what was there before it."""
+async def until_filled(redis, namespace: str) -> None:
+    """Return when the index of *namespace* has read what was there before it."""
     names = [name.decode() for name in await redis.execute_command("FT._LIST")]
     (name,) = (name for name in names if name.startswith(f"{namespace}:"))
-    reply = await redis.execute_command("FT.INFO", name)
-    info = reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
-    return bool(int(info[b"indexing"]))
+    async with asyncio.timeout(60):
+        while True:
+            reply = await redis.execute_command("FT.INFO", name)
+            info = reply if isinstance(reply, dict) else dict(zip(*[iter(reply)] * 2, strict=True))
+            if not int(info[b"indexing"]):
+                return
 
 
 async def test_an_index_with_other_settings_is_a_problem(

@@ -24,6 +24,10 @@ def test_entry_survives_the_way_through_bytes():
     assert decode_entry(encode_entry(ENTRY, DIGEST), DIGEST) == ENTRY
 
 
+def test_repr_shows_no_answer():
+    assert "Grüße" not in repr(ENTRY)
+
+
 def test_entry_of_defaults_survives_too():
     entry = Entry(answer={}, created_s=0, stamp="", model="m")
     assert decode_entry(encode_entry(entry, DIGEST), DIGEST) == entry

@@ -64,6 +64,28 @@ def test_frame_leaves_out_what_is_only_transport(params):
     assert request().frame == request(params=params).frame
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("Cookie", "Proxy-Authorization", "X-Api-Key", "Ocp-Apim-Api-Key", "X-Auth"),
+        *("Helicone-Auth", "X-Forwarded-Authorization", "X-Amz-Security-Token", "api-key"),
+    ],
+)
+def test_rotated_credentials_empty_no_cache(name):
+    old, new = (request(params={"extra_headers": {name: value}}) for value in ("old", "new"))
+    assert old.frame == new.frame == request().frame
+
+
+@pytest.mark.parametrize("name", ["X-Author", "X-Tokens", "Auth-Mode", "Cookie-Policy"])
+def test_what_only_looks_like_a_credential_is_held(name):
+    assert request(params={"extra_headers": {name: "a"}}).frame != request().frame
+
+
+def test_repr_shows_no_prompt():
+    made = request("Hi secret", system="Be secret", params={"user": "secret"})
+    assert "secret" not in repr(made)
+
+
 def test_header_names_have_no_case():
     a = request(params={"extra_headers": {"X-Feature": "on"}})
     b = request(params={"extra_headers": {"x-feature": "on"}})

@@ -1,10 +1,15 @@
 """What is lost or invalidated never comes back."""
 
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
 import pytest
 
 from llm_cache._core.keys import Keys
 from llm_cache._redis.connection import Connection
 from llm_cache._redis.epoch import Epochs
+from llm_cache.errors import StoreTimeout
 from llm_cache.testing import FakeClock
 
 QUESTION = "What is the capital of France?"
@@ -97,8 +102,6 @@ async def test_purge_of_something_else_leaves_it_alive(make_cache):
 async def test_answer_that_was_under_way_while_its_target_was_purged_is_not_served(
     make_cache, upstream
 ):
-    import asyncio
-
     upstream.hold()
     cache = make_cache()
     asked = asyncio.create_task(cache.chat(QUESTION))
@@ -126,3 +129,45 @@ async def test_table_is_read_again_now_and_then(connection, keys, redis):
     assert await reads() == 0
     clock.advance(0.2)
     assert await reads() == 1
+
+
+async def test_callers_share_one_read_and_its_failure(epochs, connection):
+    reads = 0
+
+    async def time_out(operation: Coroutine[Any, Any, Any]) -> None:
+        nonlocal reads
+        reads += 1
+        operation.close()
+        raise StoreTimeout("no answer")
+
+    connection.run = time_out
+    ends = await asyncio.gather(*(epochs.current(None) for _ in range(6)), return_exceptions=True)
+
+    assert [type(end) for end in ends] == [StoreTimeout] * 6
+    assert reads == 1
+    with pytest.raises(StoreTimeout):
+        await epochs.current(None)
+    assert reads == 2
+
+
+async def test_read_that_was_under_way_is_not_enough_for_a_newer_epoch(epochs, connection):
+    old = await epochs.purge(["all"])
+    has_read, go_on = asyncio.Event(), asyncio.Event()
+    run = connection.run
+
+    async def hold(operation: Coroutine[Any, Any, Any]) -> Any:
+        connection.run = run
+        value = await run(operation)
+        has_read.set()
+        await go_on.wait()
+        return value
+
+    connection.run = hold
+    early = asyncio.create_task(epochs.current(None))
+    await has_read.wait()
+    new = await epochs.purge(["all"])
+    late = asyncio.create_task(epochs.current(new.encode()))
+    go_on.set()
+
+    assert (await early).epoch == old
+    assert (await late).epoch == new

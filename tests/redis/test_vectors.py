@@ -8,6 +8,7 @@ from llm_cache._core.vectors import check_vectors
 from llm_cache._redis import vectors
 from llm_cache._redis.connection import Connection
 from llm_cache._redis.vectors import VectorStore
+from llm_cache.errors import StoreUnavailable
 from llm_cache.testing import FakeClock
 
 DIMENSIONS = 32
@@ -170,3 +171,55 @@ def test_rows_in_any_order_are_sorted():
 
     reply = [2, *row(b"n:{far}:0", b"0.4"), *row(b"n:{near}:0", b"0.1")]
     assert [c.digest for c in vectors._candidates(reply, "s")] == ["near", "far"]
+
+
+@pytest.mark.parametrize("size_is_known", [False, True])
+async def test_index_that_was_lost_is_made_anew_and_is_empty(
+    connection, store, redis, size_is_known
+):
+    rows = unit(1, 2)
+    if size_is_known:
+        await store.nearest("s", rows[0], limit=4)
+    await redis.execute_command("FT.DROPINDEX", store.index)
+
+    assert await store.nearest("s", rows[0], limit=4) == []
+    await fill(connection, store, "s", rows)
+    assert len(await store.nearest("s", rows[0], limit=4)) == 2
+
+
+async def test_lost_index_counts_nothing_and_is_made_anew(store, redis):
+    await redis.execute_command("FT.DROPINDEX", store.index)
+
+    assert await store.count() == 0
+    assert store.index.encode() in await redis.execute_command("FT._LIST")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "i: no such index",
+        "i: No such index i",
+        "Unknown index name",
+        "Unknown Index name",
+        "SEARCH_INDEX_NOT_FOUND Index not found: i",
+    ],
+)
+async def test_loss_of_the_index_is_told_in_many_words(connection, store, monkeypatch, answer):
+    execute = connection.execute
+
+    async def lose(*command: object) -> object:
+        if command[0] == "FT.SEARCH":
+            raise StoreUnavailable(f"Redis answered: {answer}")
+        return await execute(*command)
+
+    monkeypatch.setattr(connection, "execute", lose)
+    assert await store.nearest("s", unit(1)[0], limit=4) == []
+
+
+async def test_other_trouble_of_a_search_is_raised(connection, store, monkeypatch):
+    async def refuse(*_: object) -> None:
+        raise StoreUnavailable("Redis answered: OOM command not allowed")
+
+    monkeypatch.setattr(connection, "execute", refuse)
+    with pytest.raises(StoreUnavailable, match="OOM"):
+        await store.nearest("s", unit(1)[0], limit=4)

@@ -1,0 +1,104 @@
+"""Reads that travel together, over a connection of their own."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from llm_cache._redis.connection import Connection
+from llm_cache._redis.reads import CoalescedReads
+from llm_cache.errors import StoreUnavailable
+
+
+@pytest.fixture
+async def connection(redis_url):
+    connection = Connection(redis_url, max_connections=1, timeout_s=2)
+    await connection.open()
+    yield connection
+    await connection.aclose()
+
+
+@pytest.fixture
+async def reads(connection, namespace):
+    reads = CoalescedReads(connection, f"{namespace}:companion")
+    yield reads
+    await reads.aclose()
+
+
+async def test_reads_leave_a_pool_of_one_to_others(connection, reads, namespace):
+    await connection.execute("SET", f"{namespace}:a", "1", "PX", 60_000)
+
+    assert await reads.get(f"{namespace}:a") == (b"1", None)
+    assert await connection.execute("ECHO", "hello") == b"hello"
+
+
+async def test_reads_ask_the_database_of_the_url(redis_url, namespace):
+    connection = Connection(f"{redis_url}?db=1", max_connections=1, timeout_s=2)
+    await connection.open()
+    reads = CoalescedReads(connection, f"{namespace}:companion")
+    await connection.execute("SET", f"{namespace}:a", "1", "PX", 60_000)
+
+    assert await reads.get(f"{namespace}:a") == (b"1", None)
+    await reads.aclose()
+    await connection.aclose()
+
+
+async def test_connection_that_was_closed_is_made_anew(reads, redis, namespace):
+    await reads.get(f"{namespace}:a")
+    before = {client["id"] for client in await redis.client_list()}
+    await redis.client_kill_filter(_type="normal", skipme=True)
+
+    assert await reads.get(f"{namespace}:a") == (None, None)
+    assert {client["id"] for client in await redis.client_list()} - before
+
+
+async def test_closing_answers_who_waits_for_a_read_that_is_under_way(reads, monkeypatch):
+    first_began, first_may_end, second_began = (asyncio.Event() for _ in range(3))
+
+    async def exchange(keys: Sequence[str]) -> list[bytes | None]:
+        if "first" in keys:
+            first_began.set()
+            await first_may_end.wait()
+        else:
+            second_began.set()
+            await asyncio.Event().wait()
+        return [None, None]
+
+    monkeypatch.setattr(reads, "_exchange", exchange)
+    first, second = (asyncio.create_task(reads.get(key)) for key in ("first", "second"))
+    await first_began.wait()
+    first_may_end.set()
+    await first
+    await second_began.wait()
+
+    await reads.aclose()
+
+    with pytest.raises(StoreUnavailable, match="closed"):
+        await second
+
+
+async def test_reads_go_on_after_one_that_was_closed_before_it_began(reads, monkeypatch):
+    first_began, first_may_end = asyncio.Event(), asyncio.Event()
+    exchange = reads._exchange
+
+    async def hold(_keys: Sequence[str]) -> list[bytes | None]:
+        first_began.set()
+        await first_may_end.wait()
+        return [None, None]
+
+    monkeypatch.setattr(reads, "_exchange", hold)
+
+    async def read_and_close() -> None:
+        await reads.get("first")
+        await reads.aclose()
+
+    first = asyncio.create_task(read_and_close())
+    second = asyncio.create_task(reads.get("second"))
+    await first_began.wait()
+    first_may_end.set()
+    await first
+    with pytest.raises(StoreUnavailable, match="closed"):
+        await second
+
+    monkeypatch.setattr(reads, "_exchange", exchange)
+    assert await reads.get("third") == (None, None)
