@@ -481,9 +481,12 @@ class Engine:
     async def aclose(self, *, wait_s: float) -> None:
         """Wait for what is under way, at most *wait_s* seconds, then cancel it."""
         under_way = [*self._flights.tasks, *self._beginnings.tasks, *self._tasks]
-        await finish(under_way, wait_s=wait_s)
-        await finish(list(self._tasks), wait_s=0)
-        await self._leases.aclose()
+        try:
+            await finish(under_way, wait_s=wait_s)
+        finally:
+            # Whoever has no patience even for that leaves nothing behind either.
+            await finish([*under_way, *self._tasks], wait_s=0)
+            await self._leases.aclose()
 
     async def _promote(self, call: Call, hit: SemanticHit, *, replaces: bool) -> None:
         """Write a semantic hit back as an exact alias, so that its next repeat is one command."""

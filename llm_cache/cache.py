@@ -16,7 +16,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, Unpack, overload
 
 from llm_cache._call import (
@@ -168,6 +168,7 @@ class LLMCache:
             await self._epochs.current(None)
             if self.config.semantic:
                 await self._semantic.open()
+            await asyncio.to_thread(self._upstream.prepare)
             # `aclose` may have been called meanwhile; it waits for this to end.
             self._refuse_closed()
         except BaseException:
@@ -182,23 +183,20 @@ class LLMCache:
 
         The client and the embedder that were given stay open.
         """
-        async with self._closing:
+        async with self._closing, AsyncExitStack() as rest:
             if self._is_closed:
                 return
             self._is_closed = True
+            # Last in, first out; and each of them even if the one before fails or is cancelled.
+            if self._owned_embedder is not None:
+                rest.push_async_callback(self._owned_embedder.aclose)
+            rest.push_async_callback(self._upstream.aclose)
+            rest.push_async_callback(self._connection.aclose)
+            rest.push_async_callback(self._exact.aclose)
+            rest.push_async_callback(self._semantic.aclose)
+            rest.push_async_callback(self._stop_flusher)
             await self._opening.settle()
             await self._engine.aclose(wait_s=_DRAIN_S)
-            try:
-                if self._is_open:
-                    await self._stop_flusher()
-            finally:
-                self._is_open = False
-                await self._semantic.aclose()
-                await self._exact.aclose()
-                await self._connection.aclose()
-                await self._upstream.aclose()
-                if self._owned_embedder is not None:
-                    await self._owned_embedder.aclose()
 
     async def __aenter__(self) -> Self:
         """Open the cache."""
@@ -720,10 +718,12 @@ class LLMCache:
             self._tell(DependencyFailed("redis", "stats", error))
 
     async def _stop_flusher(self) -> None:
+        """Tell Redis the last counts, if it was ever reached."""
         if self._flusher is not None:
+            self._is_open = False
             self._flusher.cancel()
             await asyncio.gather(self._flusher, return_exceptions=True)
-        await self._flush()
+            await self._flush()
 
 
 def _statistics(counts: Mapping[str, int]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,14 @@ class Upstream:
 
             self._owned = AsyncOpenAI()
         return self._owned
+
+    def prepare(self) -> None:
+        """Import what the first call would import, for up to a second. Blocks; needs no loop.
+
+        A loop that stands still that long in the middle of a call loses the lease of its answer.
+        """
+        if self._given is not None or openai_key_in_env():
+            importlib.import_module("openai.resources.chat.completions")
 
     async def complete(self, request: ChatRequest) -> ChatCompletion:
         """Return the model's answer."""

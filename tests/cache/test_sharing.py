@@ -309,3 +309,21 @@ async def test_piece_that_is_waited_for_in_vain_ends_only_that_wait(cache, upstr
         await asyncio.wait_for(anext(stream), 0.01)
     with pytest.raises(StopAsyncIteration):
         await anext(stream)
+
+
+async def test_closing_that_is_cancelled_leaves_nothing_open(make_cache, upstream):
+    upstream.hold()
+    cache = make_cache()
+    call = asyncio.create_task(cache.chat(QUESTION))
+    await upstream.called()
+    before = asyncio.all_tasks() - {call}
+
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(cache.aclose(), 0.01)
+    await asyncio.gather(call, return_exceptions=True)
+    await upstream.disconnected()
+
+    names = {task.get_name() for task in asyncio.all_tasks() - before}
+    assert not [name for name in names if name.startswith("llm_cache")]
+    with pytest.raises(StoreUnavailable):
+        _ = cache._connection.client

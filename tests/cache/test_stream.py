@@ -3,17 +3,19 @@
 import asyncio
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import openai
 import pytest
 
+from llm_cache import ChatStream, LLMCache
 from llm_cache.testing import Answer, Quirks, tool_call
 from llm_cache.testing._answers import encode_event
 
 QUESTION = "What is the capital of France?"
 
 
-async def read(cache, **options):
+async def read(cache: LLMCache, **options: Any) -> tuple[str, ChatStream[str]]:
     stream = await cache.chat(QUESTION, stream=True, **options)
     return "".join([piece async for piece in stream]), stream
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from llm_cache import LLMCache
 from llm_cache.errors import ConfigurationError, InvalidRequest
 
 QUESTION = "What is the capital of France?"
@@ -98,7 +99,7 @@ async def test_caller_decides_what_is_complete(cache):
     cut = Provider(stop_reason="max_tokens")
 
     def is_complete(value: Any) -> bool:
-        return value["stop_reason"] == "end_turn"
+        return bool(value["stop_reason"] == "end_turn")
 
     found = await cache.get_or_create(anthropic(QUESTION), cut, store_if=is_complete)
     assert (found.status, found.reason, found.key) == ("miss", "not_wanted", None)
@@ -159,7 +160,7 @@ async def test_error_of_the_producer_reaches_every_waiter_and_is_not_stored(cach
     assert (await cache.get_or_create({"prompt": "x"}, Provider())).status == "miss"
 
 
-async def test_function_is_cached_by_its_arguments(cache):
+async def test_function_is_cached_by_its_arguments(cache: LLMCache):
     calls = []
 
     @cache.cached()
@@ -174,7 +175,7 @@ async def test_function_is_cached_by_its_arguments(cache):
     assert (add.__name__, add.__doc__) == ("add", "Add.")
 
 
-async def test_one_argument_of_a_function_can_be_compared(cache, embedder):
+async def test_one_argument_of_a_function_can_be_compared(cache: LLMCache, embedder):
     embedder.similar(QUESTION, REPHRASED, 0.95)
     calls = []
 
@@ -189,7 +190,7 @@ async def test_one_argument_of_a_function_can_be_compared(cache, embedder):
     assert calls == [QUESTION, REPHRASED]
 
 
-async def test_functions_are_kept_apart(cache):
+async def test_functions_are_kept_apart(cache: LLMCache):
     @cache.cached()
     async def one(x: int) -> str:
         return "one"
