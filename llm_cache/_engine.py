@@ -390,6 +390,9 @@ class Engine:
                     async for chunk in source:
                         streaming.chunks.say(chunk)
                         heard.add(_as_json(chunk))
+                        # Chunks that arrived together would all be taken in before anybody is
+                        # woken; this way the first is handed on before the second is looked at.
+                        await asyncio.sleep(0)
                 except asyncio.CancelledError:
                     # Many readers leave at the last word, before the end of the stream.
                     if not is_complete(heard):

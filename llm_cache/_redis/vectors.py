@@ -120,17 +120,23 @@ class VectorStore:
         return 0 if info is None else int(_mapping(info).get("num_docs", 0))
 
     async def _is_small(self, scope: str) -> bool:
-        known = self._sizes.get(scope)
+        # In a small index every scope is, and one question a minute answers for all of them.
+        everything, this_scope = "*", f"@scope:{{{scope}}}"
+        return await self._has_few(everything) or await self._has_few(this_scope)
+
+    async def _has_few(self, query: str) -> bool:
+        """Tell whether *query* finds at most `SMALL_SCOPE` entries, as of a minute ago."""
+        known = self._sizes.get(query)
         if known is not None:
             return known
         reply = await self._ask(
             "FT.AGGREGATE",
             self.index,
-            f"@scope:{{{scope}}}",
+            query,
             # Rows are counted lazily: the server stops when it has skipped this many.
             *("LIMIT", SMALL_SCOPE, 1, "DIALECT", 2),
         )
-        return self._sizes.put(scope, is_small=reply is None or not _has_rows(reply))
+        return self._sizes.put(query, is_small=reply is None or not _has_rows(reply))
 
     async def _ask(self, *command: Any) -> Any | None:
         """Return the answer of the index; `None` where it was lost and is empty again.
@@ -207,21 +213,21 @@ class VectorStore:
 
 
 class _ScopeSizes:
-    """Which scopes are small, as far as they were asked lately. Bounded."""
+    """Which queries find few entries, as far as they were asked lately. Bounded."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._known: OrderedDict[str, tuple[bool, float]] = OrderedDict()
 
-    def get(self, scope: str) -> bool | None:
-        known = self._known.get(scope)
+    def get(self, query: str) -> bool | None:
+        known = self._known.get(query)
         if known is None or self._clock() - known[1] > _SIZE_AGE_S:
             return None
         return known[0]
 
-    def put(self, scope: str, *, is_small: bool) -> bool:
-        self._known[scope] = (is_small, self._clock())
-        self._known.move_to_end(scope)
+    def put(self, query: str, *, is_small: bool) -> bool:
+        self._known[query] = (is_small, self._clock())
+        self._known.move_to_end(query)
         if len(self._known) > _SIZES_KEPT:
             self._known.popitem(last=False)
         return is_small
