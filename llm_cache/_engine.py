@@ -7,21 +7,29 @@ the model's answer, the status says what was bypassed, an event carries the exce
 from __future__ import annotations
 
 import asyncio
-import copy
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Self, overload
+from typing import Any, overload
 
 from llm_cache._call import Call
 from llm_cache._core.codec import encode_entry
 from llm_cache._core.policy import Refusal
 from llm_cache._core.stream import Accumulator
 from llm_cache._core.types import CacheStatus, Entry, Json
+from llm_cache._ends import (
+    Answered,
+    Fresh,
+    Streaming,
+    Turn,
+    as_follower,
+    exact_end,
+    semantic_end,
+)
 from llm_cache._flight import SharedStream, SingleFlight, finish, observe
 from llm_cache._redis.exact import ExactStore, Lookup
-from llm_cache._redis.lease import Landing, Lease, Leases
+from llm_cache._redis.lease import Lease, Leases
 from llm_cache._semantic import Place, SemanticHit, SemanticLayer
 from llm_cache.config import CacheConfig
 from llm_cache.errors import (
@@ -37,86 +45,6 @@ Produce = Callable[[], Awaitable["Fresh"]]
 """Asks the model."""
 OpenStream = Callable[[], Awaitable[Any]]
 """Asks the model for a stream of the SDK's chunks."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fresh:
-    """What the model has just answered."""
-
-    answer: Json
-    original: Any = None
-    """The SDK's own object, for the caller who asked for it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """The end of a call."""
-
-    status: CacheStatus
-    answer: Json
-    digest: str | None = None
-    """Under which the answer is stored, if it is. For an alias, its origin's."""
-    created_s: float | None = None
-    similarity: float | None = None
-    is_alias: bool = False
-    is_shared: bool = False
-    reason: str | None = None
-    """Why the call was bypassed, or why its answer is not stored."""
-    original: Any = None
-
-
-@dataclass(frozen=True, slots=True)
-class Streaming:
-    """A stream that is under way."""
-
-    chunks: SharedStream[Any]
-    end: asyncio.Future[Answered]
-    """Comes when the stream has ended and its answer is stored, or not."""
-    status: CacheStatus
-    reason: str | None
-    response: Any
-    """The SDK's HTTP response."""
-    is_shared: bool = False
-
-    def joined(self) -> Streaming:
-        """Return this stream, which its only listener has joined."""
-        self.chunks.join()
-        return self
-
-
-@dataclass(slots=True)
-class Turn:
-    """The right to make an answer. Left without an answer, it tells those who wait for one."""
-
-    epoch: str | None
-    """What the answer is stamped with; `None` where it is not to be stored."""
-    lease: Lease | None
-    """`None` where nobody waits: single-flight is off, or Redis fails."""
-    reason: str | None = None
-    """Why the cache takes no full part."""
-    may_promote: bool = False
-    """Whether a semantic hit may become the answer of this request: it has none of its own."""
-    replaces: bool = False
-    """Whether there is something dead in its place."""
-
-    @property
-    def status(self) -> CacheStatus:
-        """What the call ends with if the model is asked."""
-        return CacheStatus.MISS if self.reason is None else CacheStatus.BYPASS
-
-    async def land(self) -> None:
-        """Tell those who wait that there is an answer."""
-        if self.lease is not None:
-            await self.lease.abandon(Landing.LANDED)
-
-    async def __aenter__(self) -> Self:
-        """Return the turn itself."""
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        """Tell those who wait that there is no answer, unless there is one."""
-        if self.lease is not None:
-            await self.lease.abandon()
 
 
 class Engine:
@@ -290,9 +218,8 @@ class Engine:
     ) -> Answered | Streaming:
         """Answer *call* from the cache, or with the stream that *open_stream* opens.
 
-        Callers of one request share one stream: each hears it from its first chunk. Those who
-        want the usage chunk and those who do not have streams of their own, since only the model
-        can add it.
+        Callers of one request share one stream: each hears it from its first chunk, the one with
+        the usage included, which is left to the caller to leave out.
         """
         if not self._is_shared(call):
             alone = await self._look_up(call)
@@ -313,7 +240,8 @@ class Engine:
             elif self._live.get(call.flight) is not None:
                 continue
             else:
-                async with asyncio.timeout(call.wait_s):
+                patience = call.wait_s if self._beginnings.is_running(call.flight) else None
+                async with asyncio.timeout(patience):
                     begun, is_shared = await self._beginnings.run(call.flight, begin)
             if isinstance(begun, Answered):
                 return as_follower(begun) if is_shared else begun
@@ -517,37 +445,6 @@ class Engine:
 
     def _accepts(self, call: Call, entry: Entry) -> bool:
         return call.accepts(entry, self._clock())
-
-
-def as_follower(answered: Answered) -> Answered:
-    """Return *answered* as one who waited for it is told."""
-    # Answers can be changed by those who have them: everybody gets his own. The SDK's object
-    # stays with the caller who asked the model.
-    answer = copy.deepcopy(answered.answer)
-    return replace(answered, answer=answer, is_shared=True, original=None)
-
-
-def exact_end(digest: str, entry: Entry) -> Answered:
-    """Return the end of a call that *entry*, stored under *digest*, answers."""
-    return Answered(
-        CacheStatus.EXACT,
-        entry.answer,
-        digest=entry.origin or digest,
-        created_s=entry.created_s,
-        similarity=entry.similarity,
-        is_alias=entry.origin is not None,
-    )
-
-
-def semantic_end(hit: SemanticHit) -> Answered:
-    """Return the end of a call that *hit* answers."""
-    return Answered(
-        CacheStatus.SEMANTIC,
-        hit.entry.answer,
-        digest=hit.candidate.digest,
-        created_s=hit.entry.created_s,
-        similarity=hit.candidate.similarity,
-    )
 
 
 def _refusal(call: Call, answer: Json) -> str | None:

@@ -36,7 +36,8 @@ from llm_cache._core.normalize import Prompt
 from llm_cache._core.policy import StoreIf
 from llm_cache._core.stream import replay
 from llm_cache._core.types import CacheStatus, ChatRequest, Json
-from llm_cache._engine import Answered, Engine, Fresh, exact_end, semantic_end
+from llm_cache._ends import Answered, Fresh, exact_end, semantic_end
+from llm_cache._engine import Engine
 from llm_cache._explain import Explanation, explain
 from llm_cache._flight import SharedRun
 from llm_cache._http.upstream import Upstream

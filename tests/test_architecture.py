@@ -16,6 +16,7 @@ LAYERS = [
     {"testing"},
     {"cache", "_wrap", "_wrap_embeddings"},
     {"_engine", "_explain"},
+    {"_ends"},
     {"_semantic"},
     {"_embedding", "_batches"},
     {"_flight", "_redis", "_http", "_call", "reply", "local", "embedders", "local_chat"},

@@ -26,8 +26,10 @@ from llm_cache.cli.options import (
     System,
     Tenant,
     Threshold,
+    refuse_missing_directory,
 )
 from llm_cache.cli.screen import Screen, print_json, status_style
+from llm_cache.config import redis_url_from_env
 
 _SHOWN_CHARS = 400
 """Longer texts are cut for the terminal; JSON has the whole."""
@@ -66,6 +68,7 @@ def explain(
         system=system, namespace=namespace, semantic=semantic, similarity_threshold=threshold
     )
     params = _params(param or ())
+    refuse_missing_directory(redis_url_from_env() if redis_url is None else redis_url)
     screen = Screen(live=not as_json)
     with screen.busy("looking"):
         told = asyncio.run(

@@ -212,3 +212,12 @@ def test_wrong_usage_exits_with_2(run, args):
 
     assert (ran.exit_code, ran.stdout) == (2, "")
     assert "Traceback" not in ran.output
+
+
+def test_a_directory_that_is_not_there_is_not_made(cli, tmp_path, service):
+    missing = tmp_path / "missing"
+    ran = cli("explain", "--redis-url", f"embedded://{missing}", QUESTION, env=service)
+
+    assert ran.exit_code == 1
+    assert str(missing) in ran.stderr
+    assert not missing.exists()

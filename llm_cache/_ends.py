@@ -1,0 +1,124 @@
+"""How calls end, and what is passed on while they are under way."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from llm_cache._core.types import CacheStatus, Entry, Json
+from llm_cache._flight import SharedStream
+from llm_cache._redis.lease import Landing, Lease
+from llm_cache._semantic import SemanticHit
+
+
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """What the model has just answered."""
+
+    answer: Json
+    original: Any = None
+    """The SDK's own object, for the caller who asked for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The end of a call."""
+
+    status: CacheStatus
+    answer: Json
+    digest: str | None = None
+    """Under which the answer is stored, if it is. For an alias, its origin's."""
+    created_s: float | None = None
+    similarity: float | None = None
+    is_alias: bool = False
+    is_shared: bool = False
+    reason: str | None = None
+    """Why the call was bypassed, or why its answer is not stored."""
+    original: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Streaming:
+    """A stream that is under way."""
+
+    chunks: SharedStream[Any]
+    end: asyncio.Future[Answered]
+    """Comes when the stream has ended and its answer is stored, or not."""
+    status: CacheStatus
+    reason: str | None
+    response: Any
+    """The SDK's HTTP response."""
+    is_shared: bool = False
+
+    def joined(self) -> Streaming:
+        """Return this stream, which its only listener has joined."""
+        self.chunks.join()
+        return self
+
+
+@dataclass(slots=True)
+class Turn:
+    """The right to make an answer. Left without an answer, it tells those who wait for one."""
+
+    epoch: str | None
+    """What the answer is stamped with; `None` where it is not to be stored."""
+    lease: Lease | None
+    """`None` where nobody waits: single-flight is off, or Redis fails."""
+    reason: str | None = None
+    """Why the cache takes no full part."""
+    may_promote: bool = False
+    """Whether a semantic hit may become the answer of this request: it has none of its own."""
+    replaces: bool = False
+    """Whether there is something dead in its place."""
+
+    @property
+    def status(self) -> CacheStatus:
+        """What the call ends with if the model is asked."""
+        return CacheStatus.MISS if self.reason is None else CacheStatus.BYPASS
+
+    async def land(self) -> None:
+        """Tell those who wait that there is an answer."""
+        if self.lease is not None:
+            await self.lease.abandon(Landing.LANDED)
+
+    async def __aenter__(self) -> Self:
+        """Return the turn itself."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Tell those who wait that there is no answer, unless there is one."""
+        if self.lease is not None:
+            await self.lease.abandon()
+
+
+def as_follower(answered: Answered) -> Answered:
+    """Return *answered* as one who waited for it is told."""
+    # Answers can be changed by those who have them: everybody gets his own. The SDK's object
+    # stays with the caller who asked the model.
+    answer = copy.deepcopy(answered.answer)
+    return replace(answered, answer=answer, is_shared=True, original=None)
+
+
+def exact_end(digest: str, entry: Entry) -> Answered:
+    """Return the end of a call that *entry*, stored under *digest*, answers."""
+    return Answered(
+        CacheStatus.EXACT,
+        entry.answer,
+        digest=entry.origin or digest,
+        created_s=entry.created_s,
+        similarity=entry.similarity,
+        is_alias=entry.origin is not None,
+    )
+
+
+def semantic_end(hit: SemanticHit) -> Answered:
+    """Return the end of a call that *hit* answers."""
+    return Answered(
+        CacheStatus.SEMANTIC,
+        hit.entry.answer,
+        digest=hit.candidate.digest,
+        created_s=hit.entry.created_s,
+        similarity=hit.candidate.similarity,
+    )
