@@ -1,6 +1,7 @@
-"""Time to the first token of a streamed miss, through the cache and straight from the model.
+"""Time to the first token of a stream, through the cache and straight from the model.
 
-In turn, over real HTTP, against an upstream that takes a while before its first token.
+In turn, over real HTTP, against an upstream that takes a while before its first token. Once as a
+whole miss in both layers, and once with the look-ups left out (`no-store`), which leaves the tee.
 """
 
 from __future__ import annotations
@@ -21,32 +22,37 @@ _FIRST_TOKEN_S = 0.05
 class FirstToken:
     """Medians in milliseconds."""
 
-    cached_ms: float
     direct_ms: float
-    added_ms: float
-    """Median of the differences of neighbouring pairs."""
+    miss_added_ms: float
+    """What a miss adds: median of the differences of neighbouring calls."""
+    tee_added_ms: float
+    """What the tee adds, without the look-ups before it."""
 
 
 async def measure(url: str, *, repeats: int = 100) -> FirstToken:
-    """Time the first chunk of *repeats* streamed misses, and of as many direct calls, in turn."""
+    """Time the first chunk of *repeats* direct calls, misses and bypassed calls, in turn."""
     config = CacheConfig(namespace=f"bench.stream.{time.time_ns()}")
     async with (
         ScriptedUpstream(record=False) as upstream,
         LLMCache(url, client=upstream.client(), embedder=FakeEmbedder(), config=config) as cache,
     ):
         upstream.default = Answer(text="one two three", first_token_delay_s=_FIRST_TOKEN_S)
-        direct, wrapped = upstream.client(), cache.wrap(upstream.client())
-        await _first_chunk_s(direct, 0)
-        await _first_chunk_s(wrapped, 0)
-        cached, straight = [], []
-        for seed in range(1, repeats + 1):
-            straight.append(await _first_chunk_s(direct, seed))
-            cached.append(await _first_chunk_s(wrapped, seed))
-        return FirstToken(
-            cached_ms=statistics.median(cached) * 1e3,
-            direct_ms=statistics.median(straight) * 1e3,
-            added_ms=statistics.median(c - s for c, s in zip(cached, straight, strict=True)) * 1e3,
-        )
+        clients = [
+            upstream.client(),
+            cache.wrap(upstream.client()),
+            cache.wrap(upstream.client(), cache_control="no-store"),
+        ]
+        for client in clients:
+            await _first_chunk_s(client, 0)
+        rounds = [
+            [await _first_chunk_s(client, seed) for client in clients]
+            for seed in range(1, repeats + 1)
+        ]
+    return FirstToken(
+        direct_ms=statistics.median(direct for direct, _, _ in rounds) * 1e3,
+        miss_added_ms=statistics.median(miss - direct for direct, miss, _ in rounds) * 1e3,
+        tee_added_ms=statistics.median(tee - direct for direct, _, tee in rounds) * 1e3,
+    )
 
 
 async def _first_chunk_s(client: AsyncOpenAI, seed: int) -> float:
