@@ -379,7 +379,7 @@ class LLMCache:
         `chat.completions.create`, plain and streamed, and `.parse` go through the cache, and
         `embeddings.create` takes from it what it has; everything else is the client's own.
         `cache_info(answer)` tells how an answer was come by. *options* hold for all calls of the
-        client that is returned; making one costs microseconds, so make one for each tenant. A
+        client that is returned; it shares the connections, so make one for each tenant. A
         `Cache-Control` among a call's `extra_headers` is obeyed.
 
         The client has its own place in every key, wherever `LLMCache(client=…)` points to.
