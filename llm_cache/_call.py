@@ -11,7 +11,7 @@ from llm_cache._core.canonical import to_json
 from llm_cache._core.control import ANY, CacheControl, parse_cache_control
 from llm_cache._core.normalize import Prompt, frame_value, normalize
 from llm_cache._core.types import ChatRequest, Completion, Entry, Json
-from llm_cache.config import CacheConfig, check_ttl, is_number
+from llm_cache.config import CacheConfig, check_ttl, is_number, upstream_name
 from llm_cache.errors import ConfigurationError, InvalidRequest
 
 
@@ -111,7 +111,7 @@ def plan_chat(
         system=system,
         params=params,
         defaults=defaults,
-        base_url=base_url if config.upstream_id is None else config.upstream_id,
+        base_url=upstream_name(config, base_url),
         normalization=config.normalization,
         max_chars=config.max_prompt_chars,
     )

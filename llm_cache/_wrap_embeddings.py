@@ -17,6 +17,7 @@ from llm_cache._core.canonical import is_not_given
 from llm_cache._core.normalize import fold_headers_and_query
 from llm_cache._core.types import CacheStatus, Json
 from llm_cache._http.upstream import Upstream
+from llm_cache.config import upstream_name
 from llm_cache.errors import EmbedderError, InvalidRequest, OnlyIfCachedMiss, StoreError
 from llm_cache.events import DependencyFailed
 from llm_cache.reply import CacheInfo, set_cache_info
@@ -101,9 +102,7 @@ class CachedEmbeddings(AsyncEmbeddings):
         headers, query = fold_headers_and_query(sent, self._upstream.defaults)
         body = {**sent, **_over_body(sent)}
         common = {
-            "upstream": self._upstream.base_url
-            if config.upstream_id is None
-            else config.upstream_id,
+            "upstream": upstream_name(config, self._upstream.base_url),
             "headers": headers,
             "query": query,
             "model": model,

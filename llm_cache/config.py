@@ -143,6 +143,11 @@ class CacheConfig:
                 raise ConfigurationError(f"{name} must be seconds above 0; got {value!r}")
 
 
+def upstream_name(config: CacheConfig, base_url: str) -> str:
+    """Return what names the model's service at *base_url* in every key."""
+    return base_url if config.upstream_id is None else config.upstream_id
+
+
 def is_number(value: object) -> bool:
     """Tell whether *value* is an int or a float; `True` and `False` are not numbers."""
     return isinstance(value, int | float) and not isinstance(value, bool)
