@@ -29,7 +29,9 @@ class CallOptions(TypedDict, total=False):
 
     ttl_s: float | None
     tags: Iterable[str]
+    depends_on: Iterable[str]
     tenant: str | None
+    shared_scope: str | None
     semantic: bool | None
     cache_control: str | CacheControl | None
 
@@ -54,7 +56,15 @@ class Terms:
     """Within it, answers may be shared between prompts that mean the same."""
     model: str
     tenant: str | None
+    """The caller's name for whose call this is."""
+    tenant_id: str | None
+    """What stands in Redis for the tenant that the answer belongs to; a shared one has none."""
+    shared_scope: str | None
+    """Within it tenants share answers, because the caller said so."""
+    prompt_version: str | None
+    """Names the system prompt."""
     tags: tuple[str, ...]
+    depends_on: tuple[str, ...]
     ttl_s: float
     semantic: bool
     """Whether the semantic layer takes part."""
@@ -80,9 +90,17 @@ class Call:
     terms: Terms
 
     @property
-    def flight(self) -> Hashable:
+    def flight(self) -> tuple[Hashable, ...]:
         """Names those calls that one answer serves, whatever the layer it comes from."""
         return self.digest, self.terms.semantic, self.terms.control.max_age_s
+
+    def accepts_stale(self, entry: Sealed, now_s: float, *, for_s: float) -> bool:
+        """Tell whether *entry* may be served although it turned stale, up to *for_s* ago."""
+        return (
+            entry.fresh_until_s <= now_s < entry.fresh_until_s + for_s
+            and (self.terms.semantic or not entry.is_alias)
+            and self.terms.control.accepts(max(0.0, now_s - entry.created_s))
+        )
 
     def accepts(self, entry: Sealed, now_s: float) -> bool:
         """Tell whether *entry*, which was found for this call, may be served as fresh."""

@@ -114,7 +114,7 @@ def exact_end(digest: str, entry: Sealed) -> Answered:
     """Return the end of a call that *entry*, stored under *digest*, answers."""
     if not entry.is_alias:
         return Answered(CacheStatus.EXACT, entry, digest, entry.created_s)
-    alias = entry.open()
+    alias = entry.about
     return Answered(
         CacheStatus.EXACT,
         entry,

@@ -7,15 +7,16 @@ the model's answer, the status says what was bypassed, an event carries the exce
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Any, overload
+from typing import Any
 
-from llm_cache._call import Call
+from llm_cache._call import Call, Terms
 from llm_cache._core.codec import Sealed, encode_entry
-from llm_cache._core.policy import Refusal
+from llm_cache._core.policy import Lifetime, Refusal, is_outage, lifetime
 from llm_cache._core.stream import Accumulator
 from llm_cache._core.types import CacheStatus, Entry, Json
 from llm_cache._ends import (
@@ -28,6 +29,7 @@ from llm_cache._ends import (
     semantic_end,
 )
 from llm_cache._flight import SharedStream, SingleFlight, finish, observe
+from llm_cache._redis.answers import Answers
 from llm_cache._redis.exact import ExactStore, Lookup
 from llm_cache._redis.lease import Lease, Leases
 from llm_cache._semantic import Place, SemanticHit, SemanticLayer
@@ -55,19 +57,24 @@ class Engine:
         exact: ExactStore,
         semantic: SemanticLayer,
         leases: Leases,
+        answers: Answers,
         config: CacheConfig,
         *,
         ready: Callable[[], Awaitable[None]],
         tell: Callable[[Event], None],
         clock: Callable[[], float],
+        chance: Callable[[], float] = random.random,
     ) -> None:
         self._exact = exact
         self._semantic = semantic
         self._leases = leases
+        self._answers = answers
         self._config = config
         self._ready = ready
         self._tell = tell
         self._clock = clock
+        self._chance = chance
+        self._revalidating: set[str] = set()
         self._flights: SingleFlight[Answered] = SingleFlight()
         self._beginnings: SingleFlight[Answered | Streaming] = SingleFlight(_give_up_unheard)
         self._live: dict[Hashable, Streaming] = {}
@@ -77,56 +84,37 @@ class Engine:
 
     async def answer(self, call: Call, produce: Produce) -> Answered:
         """Answer *call* from the cache, or with what *produce* makes, and remember that."""
-        if not call.terms.is_shared:
-            alone = await self._look_up(call)
-            return alone if isinstance(alone, Answered) else await self._fill(call, produce, alone)
-        while True:
-            # Whoever comes while the answer is being made needs no look-up of his own.
-            if self._flights.is_running(call.flight):
-                async with asyncio.timeout(call.terms.wait_s):
-                    return as_follower(await self._flights.join(call.flight))
-            found = await self._look_up(call, skip=partial(self._flights.is_running, call.flight))
-            if isinstance(found, Answered):
-                return found
-            if isinstance(found, str):
-                return await self._fill(call, produce, found)
-            if found is not None:
-                break
+        found = await self._look_up(call)
+        if isinstance(found, Answered):
+            return found
+        if (stale := self._stale(call, found, self._config.stale_while_revalidate_s)) is not None:
+            self._revalidate(call, produce, found)
+            return stale
+        if isinstance(found, str) or not call.terms.is_shared:
+            return await self._fill(call, produce, found)
+        # Whoever has seen a later invalidation shares nothing that was begun before it.
+        flight = (*call.flight, found.epoch)
         # The leader waits for the model, which has a time-out of its own.
-        patience = call.terms.wait_s if self._flights.is_running(call.flight) else None
+        patience = call.terms.wait_s if self._flights.is_running(flight) else None
         async with asyncio.timeout(patience):
             answered, is_follower = await self._flights.run(
-                call.flight, partial(self._fill, call, produce, found)
+                flight, partial(self._fill, call, produce, found)
             )
         return as_follower(answered) if is_follower else answered
 
-    @overload
-    async def _look_up(self, call: Call) -> Answered | Lookup | str: ...
-
-    @overload
-    async def _look_up(
-        self, call: Call, skip: Callable[[], bool]
-    ) -> Answered | Lookup | str | None: ...
-
-    async def _look_up(
-        self, call: Call, skip: Callable[[], bool] = lambda: False
-    ) -> Answered | Lookup | str | None:
-        """Return the exact hit; else what the look-up saw; else why the cache takes no part.
-
-        `None` where *skip* said to do without.
-        """
+    async def _look_up(self, call: Call) -> Answered | Lookup | str:
+        """Return the exact hit; else what the look-up saw; else why the cache takes no part."""
         if call.terms.bypass is not None:
             return call.terms.bypass
         try:
             await self._ready()
-            found = await self._exact.lookup_unless(call.digest, skip)
+            found = await self._exact.lookup(call.digest)
         except (StoreError, EmbedderError) as error:
             reason = self._failed("lookup_exact", error)
             self._refuse_without_model(call)
             return reason
-        if found is None:
-            return None
-        if found.entry is not None and self._accepts(call, found.entry):
+        if found.entry is not None and call.accepts(found.entry, self._clock()):
+            self._prolong(call.digest, found.entry)
             return exact_end(call.digest, found.entry)
         if found.corrupt is not None:
             self._failed("lookup_exact", found.corrupt)
@@ -142,8 +130,63 @@ class Engine:
             if hit is not None:
                 return hit
             self._refuse_without_model(call)
-            fresh = await produce()
+            try:
+                fresh = await produce()
+            except Exception as error:
+                if (stale := self._instead_of(error, call, found)) is None:
+                    raise
+                return stale
             return await self._end(call, fresh, turn, place)
+
+    # ------------------------------------------------------------------ stale answers
+
+    def _stale(self, call: Call, found: Lookup | str, for_s: float) -> Answered | None:
+        """Return the end of *call* with what was found, if it turned stale *for_s* ago at most."""
+        entry = None if isinstance(found, str) or not for_s else found.entry
+        if entry is None or not call.accepts_stale(entry, self._clock(), for_s=for_s):
+            return None
+        return replace(exact_end(call.digest, entry), status=CacheStatus.STALE)
+
+    def _instead_of(self, error: Exception, call: Call, found: Lookup | str) -> Answered | None:
+        """Return the stale answer to serve where the model failed, if there is one to serve."""
+        for_s = self._config.stale_if_error_s if is_outage(error) else 0.0
+        stale = self._stale(call, found, for_s)
+        if stale is None:
+            return None
+        self._tell(DependencyFailed("upstream", "ask", error))
+        return replace(stale, reason="upstream")
+
+    def _revalidate(self, call: Call, produce: Produce, found: Lookup | str) -> None:
+        """Ask the model anew in the background, unless somebody does."""
+        if isinstance(found, Lookup) and call.digest not in self._revalidating:
+            self._revalidating.add(call.digest)
+            self._spawn(self._ask_anew(call, produce, found))
+
+    async def _ask_anew(self, call: Call, produce: Produce, found: Lookup) -> None:
+        try:
+            lease = await self._leases.acquire(call.digest)
+            if lease is None:
+                return
+            async with Turn(found.epoch, lease) as turn:
+                place = None
+                if call.terms.semantic and call.text is not None:
+                    place = await self._semantic.locate(call.text, call.terms.scope.name)
+                await self._end(call, await produce(), turn, place)
+        except StoreError as error:
+            self._failed("revalidate", error)
+        except EmbedderError as error:
+            self._failed("revalidate", error)
+        except Exception as error:  # noqa: BLE001 - the model's, which the caller does not wait for
+            self._tell(DependencyFailed("upstream", "revalidate", error))
+        finally:
+            self._revalidating.discard(call.digest)
+
+    def _prolong(self, digest: str, entry: Sealed) -> None:
+        """Lengthen the life of an answer that slides, which was hit. Costs the caller nothing."""
+        if self._config.sliding_max_age_s is not None:
+            self._exact.prolong(digest, entry, ttl_s=self._config.ttl_s)
+
+    # ------------------------------------------------------------------ turns
 
     async def _take_turn(self, call: Call, found: Lookup | str) -> Answered | Turn:
         """Return what another process has answered meanwhile, or the turn to make an answer."""
@@ -208,35 +251,40 @@ class Engine:
     # ------------------------------------------------------------------ streams
 
     async def stream(
-        self, call: Call, open_stream: OpenStream, *, choices: int, wants_usage: bool
+        self,
+        call: Call,
+        open_stream: OpenStream,
+        refresh: Produce,
+        *,
+        choices: int,
+        wants_usage: bool,
     ) -> Answered | Streaming:
         """Answer *call* from the cache, or with the stream that *open_stream* opens.
+
+        A stale answer is replaced by what *refresh* makes, in the background.
 
         Callers of one request share one stream: each hears it from its first chunk, the one with
         the usage included, which is left to the caller to leave out.
         """
-        if not call.terms.is_shared:
-            alone = await self._look_up(call)
-            if isinstance(alone, Answered):
-                return alone
-            begun = await self._begin(call, open_stream, alone, choices, wants_usage)
-            return begun if isinstance(begun, Answered) else begun.joined()
         while True:
-            live = self._live.get(call.flight)
-            if live is not None and live.chunks.join():
-                return replace(live, is_shared=True)
             found = await self._look_up(call)
             if isinstance(found, Answered):
                 return found
+            stale = self._stale(call, found, self._config.stale_while_revalidate_s)
+            if stale is not None:
+                self._revalidate(call, refresh, found)
+                return stale
             begin = partial(self._begin, call, open_stream, found, choices, wants_usage)
-            if isinstance(found, str):
+            if isinstance(found, str) or not call.terms.is_shared:
                 begun, is_shared = await begin(), False
-            elif self._live.get(call.flight) is not None:
-                continue
-            else:
-                patience = call.terms.wait_s if self._beginnings.is_running(call.flight) else None
-                async with asyncio.timeout(patience):
-                    begun, is_shared = await self._beginnings.run(call.flight, begin)
+                return begun if isinstance(begun, Answered) else begun.joined()
+            flight = (*call.flight, found.epoch)
+            live = self._live.get(flight)
+            if live is not None and live.chunks.join():
+                return replace(live, is_shared=True)
+            patience = call.terms.wait_s if self._beginnings.is_running(flight) else None
+            async with asyncio.timeout(patience):
+                begun, is_shared = await self._beginnings.run(flight, begin)
             if isinstance(begun, Answered):
                 return as_follower(begun) if is_shared else begun
             # Its leader may have come and gone while this follower was waking up.
@@ -261,13 +309,21 @@ class Engine:
             if hit is not None:
                 return hit
             self._refuse_without_model(call)
-            source = await open_stream()
+            try:
+                source = await open_stream()
+            except Exception as error:
+                if (stale := self._instead_of(error, call, found)) is None:
+                    raise
+                return stale
             held.pop_all()  # from here on the pump holds the turn
+
+        is_shared = call.terms.is_shared and isinstance(found, Lookup)
+        flight = (*call.flight, turn.epoch) if is_shared else None
 
         def retire() -> None:
             # Whoever comes now must look up anew: this stream only winds up.
-            if self._live.get(call.flight) is streaming:
-                del self._live[call.flight]
+            if flight is not None and self._live.get(flight) is streaming:
+                del self._live[flight]
 
         def abandon() -> None:
             retire()
@@ -291,8 +347,8 @@ class Engine:
         pump = self._pump(source, streaming, turn, conclude, is_complete)
         task = asyncio.create_task(pump, name="llm_cache.stream")
         self._tasks.add(task)
-        if call.terms.is_shared and isinstance(found, Lookup):
-            self._live[call.flight] = streaming
+        if flight is not None:
+            self._live[flight] = streaming
         task.add_done_callback(
             partial(self._stream_ended, call.terms.model, streaming, source, turn)
         )
@@ -367,17 +423,15 @@ class Engine:
         Raises:
             StoreError: Redis failed.
         """
+        now_s = self._clock()
+        life = self._lifetime(call.terms.ttl_s, now_s)
         refusal = _refusal(call, answer)
+        sources = await self._answers.sources(call.terms.depends_on)
+        if sources is None:
+            refusal, sources = Refusal.SOURCE_GONE, ()
         blob = b""
         if refusal is None:
-            entry = Entry(
-                answer=answer,
-                created_s=self._clock(),
-                stamp=epoch,
-                model=call.terms.model,
-                tenant=call.terms.tenant,
-                tags=call.terms.tags,
-            )
+            entry = _entry(call.terms, answer, life, epoch, now_s, sources)
             try:
                 blob = encode_entry(entry, call.digest, compress=self._config.compression)
             except (ValueError, TypeError):
@@ -388,11 +442,25 @@ class Engine:
             self._tell(StoreSkipped(refusal, call.terms.model))
             return refusal
         leading = None if place is None else self._semantic.entry(place, call.digest)
+        await self._exact.remember_for(life.longest_ms)
+        if leading is None:
+            await self._answers.note_unindexed(life.fresh_until_s, call.terms.ttl_s)
         # Where a late leader finds a newer answer in place, that one stays: it is stored too.
         await self._leases.store(
-            call.digest, blob, ttl_ms=round(1000 * call.terms.ttl_s), entry=leading, lease=lease
+            call.digest, blob, ttl_ms=life.kept_ms, entry=leading, lease=lease
         )
         return None
+
+    def _lifetime(self, ttl_s: float, now_s: float) -> Lifetime:
+        config = self._config
+        return lifetime(
+            now_s,
+            ttl_s,
+            stale_s=max(config.stale_while_revalidate_s, config.stale_if_error_s),
+            sliding_max_age_s=config.sliding_max_age_s,
+            jitter=config.ttl_jitter,
+            chance=self._chance(),
+        )
 
     async def _store(
         self, call: Call, answer: Json, turn: Turn, place: Place | None
@@ -443,6 +511,23 @@ class Engine:
 
     def _accepts(self, call: Call, entry: Sealed) -> bool:
         return call.accepts(entry, self._clock())
+
+
+def _entry(
+    terms: Terms, answer: Json, life: Lifetime, epoch: str, now_s: float, sources: tuple[str, ...]
+) -> Entry:
+    return Entry(
+        answer=answer,
+        created_s=now_s,
+        fresh_until_s=life.fresh_until_s,
+        stamp=epoch,
+        model=terms.model,
+        tenant=terms.tenant_id,
+        shared_scope=terms.shared_scope,
+        prompt_version=terms.prompt_version,
+        tags=terms.tags,
+        depends_on=sources,
+    )
 
 
 def _refusal(call: Call, answer: Json) -> str | None:

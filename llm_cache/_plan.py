@@ -100,6 +100,7 @@ class Planner:
             request=request,
             refuse=partial(policy.value_refusal, store_if=store_if),
             options=options,
+            instructions=_instructions(request.get("messages"), request.get("system")),
         )
 
 
@@ -204,6 +205,7 @@ def plan_chat(
         request={"model": request.model, "messages": request.messages, **request.params},
         refuse=policy.refusal,
         options=options,
+        instructions=_instructions(request.messages),
         wait_s=_seconds(request.params.get("timeout"), service.timeout),
     )
     return call, request
@@ -219,6 +221,7 @@ def _call(
     request: Mapping[str, Any],
     refuse: Callable[[Json], str | None],
     options: CallOptions,
+    instructions: str,
     wait_s: float | None = None,
 ) -> Call:
     tenant = _checked_tenant(options.get("tenant"), is_required=config.require_tenant)
@@ -226,9 +229,12 @@ def _call(
     control = ANY if given is None else parse_cache_control(given)
     bypass = _bypass_reason(control, config, request)
     is_free = bypass is None and not control.no_cache and not control.only_if_cached
+    tenant_id = keys.tenant_id(tenant, config.tenant_secret)
+    shared_scope = _checked_scope(options.get("shared_scope"))
     scope = keys.Scope(
         frame,
-        tenant=tenant,
+        tenant=tenant_id,
+        shared_scope=shared_scope,
         cache_version=config.cache_version,
         normalization=config.normalization,
     )
@@ -239,8 +245,12 @@ def _call(
         scope=scope,
         model=model,
         tenant=tenant,
+        tenant_id=None if shared_scope is not None else tenant_id,
+        shared_scope=shared_scope,
+        prompt_version=keys.prompt_version(instructions) if instructions else None,
         tags=_checked_names(options.get("tags", ()), "tags", "tag"),
-        ttl_s=_checked_ttl_s(options.get("ttl_s"), config),
+        depends_on=_checked_names(options.get("depends_on", ()), "depends_on", "dependency"),
+        ttl_s=_checked_ttl_s(options.get("ttl_s"), model, config),
         semantic=config.semantic and options.get("semantic") is not False and text is not None,
         control=control,
         bypass=bypass,
@@ -267,6 +277,28 @@ def _checked_tenant(tenant: object, *, is_required: bool) -> str | None:
     if not isinstance(tenant, str) or not tenant or not _is_unicode(tenant):
         raise InvalidRequest("tenant must be text that is not empty, or None for the shared one")
     return tenant
+
+
+def _checked_scope(name: object) -> str | None:
+    if name is None:
+        return None
+    if not isinstance(name, str) or not name or not _is_unicode(name):
+        raise InvalidRequest("shared_scope must be text that is not empty, or None for no sharing")
+    return name
+
+
+def _instructions(messages: Any, system: Any = None) -> str:
+    """Return the texts that tell the model how to answer, whatever the question."""
+    turns = messages if isinstance(messages, list | tuple) else ()
+    contents = [system] + [
+        turn.get("content")
+        for turn in turns
+        if isinstance(turn, Mapping) and turn.get("role") in _INSTRUCTING
+    ]
+    return "\n".join(content for content in contents if isinstance(content, str))
+
+
+_INSTRUCTING = frozenset({"system", "developer"})
 
 
 def _checked_names(names: Iterable[object], what: str, one: str) -> tuple[str, ...]:
@@ -296,8 +328,9 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _checked_ttl_s(ttl_s: float | None, config: CacheConfig) -> float:
+def _checked_ttl_s(ttl_s: float | None, model: str, config: CacheConfig) -> float:
+    configured_s = config.model_ttl_s.get(model, config.ttl_s)
     try:
-        return check_ttl(config.ttl_s if ttl_s is None else ttl_s, "ttl_s")
+        return check_ttl(configured_s if ttl_s is None else ttl_s, "ttl_s")
     except ConfigurationError as error:
         raise InvalidRequest(str(error)) from None

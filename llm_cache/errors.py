@@ -93,5 +93,9 @@ class NotStorable(LLMCacheError, ValueError):
     """An explicit store was given an answer that must never be served again."""
 
 
+class PartialInvalidation(InvalidRequest):
+    """An invalidation cannot reach everything that is meant. Nothing was invalidated."""
+
+
 class OnlyIfCachedMiss(LLMCacheError):
     """`Cache-Control: only-if-cached` was asked for and the cache has no answer."""

@@ -18,7 +18,7 @@ JSON behind it is parsed when somebody asks for it.
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import replace
 from struct import Struct
 from typing import Any
 from zlib import crc32
@@ -35,11 +35,19 @@ _HEADER = Struct("<BBIdd16sIIH")
 _CHECKED = Struct("<dd16sIIH")
 _CHECKED_AT = 6
 _MOST_TOKENS = 2**32 - 1
-_DETAILS = tuple(
-    field.name
-    for field in fields(Entry)
-    if field.name not in {"answer", "created_s", "fresh_until_s", "stamp"}
-)
+HEADER_BYTES = _HEADER.size
+
+_SHORT = {
+    "model": "m",
+    "tenant": "t",
+    "shared_scope": "c",
+    "prompt_version": "v",
+    "tags": "g",
+    "depends_on": "d",
+    "origin": "o",
+    "similarity": "s",
+}
+"""The details, and their names in Redis, where every answer has them."""
 
 _UNREAD = object()
 _UNREADABLE = "a stored answer cannot be read"
@@ -55,10 +63,10 @@ class Sealed:
     """
 
     __slots__ = (
+        "_about",
         "_answer",
         "_blob",
         "_details_bytes",
-        "_entry",
         "completion_tokens",
         "created_s",
         "fresh_until_s",
@@ -83,7 +91,7 @@ class Sealed:
         self.stamp: str = stamp.hex()
         self.is_alias = flags & _ALIAS != 0
         self._answer: Json = _UNREAD
-        self._entry: Entry | None = None
+        self._about: Entry | None = None
 
     @property
     def answer(self) -> Json:
@@ -101,14 +109,15 @@ class Sealed:
                 raise CorruptEntry(_UNREADABLE) from error
         return self._answer
 
-    def open(self) -> Entry:
-        """Return the whole entry. Raises as `answer` does."""
-        if self._entry is None:
+    @property
+    def about(self) -> Entry:
+        """All but the answer, which is `None` here. Raises as `answer` does."""
+        if self._about is None:
             begin = _HEADER.size
             try:
                 details = json.loads(self._blob[begin : begin + self._details_bytes])
-                self._entry = Entry(
-                    answer=self.answer,
+                self._about = Entry(
+                    answer=None,
                     created_s=self.created_s,
                     fresh_until_s=self.fresh_until_s,
                     stamp=self.stamp,
@@ -116,7 +125,11 @@ class Sealed:
                 )
             except (ValueError, TypeError, RecursionError) as error:
                 raise CorruptEntry(_UNREADABLE) from error
-        return self._entry
+        return self._about
+
+    def open(self) -> Entry:
+        """Return the whole entry. Raises as `answer` does."""
+        return replace(self.about, answer=self.answer)
 
 
 def encode_entry(entry: Entry, digest: str, *, compress: bool = True) -> bytes:
@@ -125,9 +138,8 @@ def encode_entry(entry: Entry, digest: str, *, compress: bool = True) -> bytes:
     Raises:
         ValueError, TypeError: the answer is not JSON.
     """
-    details = {
-        name: value for name in _DETAILS if (value := getattr(entry, name)) not in (None, ())
-    }
+    details = {name: value for name in _SHORT if (value := getattr(entry, name)) not in (None, ())}
+    details = {_SHORT[name]: value for name, value in details.items()}
     head = _encoder.encode(details).encode()
     body = _encoder.encode(entry.answer).encode()
     packed, body = packing.pack(body) if compress else (packing.PLAIN, body)
@@ -167,6 +179,19 @@ def open_sealed(blob: bytes, digest: str) -> Sealed | None:
     return Sealed(blob, header)
 
 
+def peek(start: bytes) -> Sealed | None:
+    """Return what the *start* of a stored answer tells, but for the answer itself. Unchecked.
+
+    For walks over all answers, of which only the first bytes are read. `None` where they are of
+    another version, or too few.
+    """
+    if len(start) < _HEADER.size:
+        return None
+    header = _HEADER.unpack_from(start)
+    is_whole = len(start) >= _HEADER.size + header[-1]
+    return Sealed(start, header) if header[0] == _VERSION and is_whole else None
+
+
 def decode_entry(blob: bytes, digest: str) -> Entry | None:
     """Return what `open_sealed` does, read to its end. Raises as it and `Sealed.open` do."""
     sealed = open_sealed(blob, digest)
@@ -197,7 +222,7 @@ def _checked(details: Any) -> dict[str, Any]:
     Raises:
         TypeError: a detail is of the wrong kind.
     """
-    known = {name: details[name] for name in _DETAILS if name in details}
+    known = {name: details[_SHORT[name]] for name in _SHORT if _SHORT[name] in details}
     for name, value in known.items():
         if name in ("tags", "depends_on"):
             if not isinstance(value, list) or not all(isinstance(item, str) for item in value):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hmac
+import re
 from base64 import b32encode
 from binascii import b2a_base64
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ SCHEMA = b"llm_cache/2"
 """Version of the key schema; part of every digest."""
 
 _DIGEST_BYTES = 21
+_DIGEST = re.compile("[A-Za-z0-9_-]{28}")
 
 
 class Scope:
@@ -19,7 +22,9 @@ class Scope:
 
     Args:
         frame: Canonical bytes of all the model could see, without the compared text.
-        tenant: Whose request it is.
+        tenant: What stands for whose request it is.
+        shared_scope: Where tenants share answers, the name of what they share; then the tenant
+            makes no difference.
         cache_version: The configured one.
         normalization: How the compared texts are normalised; it parts the digests, not the scope.
     """
@@ -27,13 +32,22 @@ class Scope:
     __slots__ = ("_begun", "name")
 
     def __init__(
-        self, frame: bytes, *, tenant: str | None, cache_version: str, normalization: str
+        self,
+        frame: bytes,
+        *,
+        tenant: str | None,
+        shared_scope: str | None = None,
+        cache_version: str,
+        normalization: str,
     ) -> None:
+        whose: tuple[bytes, ...] = () if tenant is None else (tenant.encode(),)
+        if shared_scope is not None:
+            whose = (b"shared", shared_scope.encode())
         scope = _sha256(
             b"scope",
             SCHEMA,
-            # No tenant and a tenant of any name are told apart by the number of parts.
-            *(() if tenant is None else (tenant.encode(),)),
+            # None, a tenant of any name, and a shared scope differ in the number of parts.
+            *whose,
             b"version",
             cache_version.encode(),
             frame,
@@ -55,6 +69,18 @@ class Scope:
         ended.update(_framed(normalized.encode()))
         encoded: bytes = b2a_base64(ended.digest()[:_DIGEST_BYTES], newline=False)
         return encoded.decode().replace("+", "-").replace("/", "_")
+
+
+def tenant_id(tenant: str | None, secret: str | None) -> str | None:
+    """Return what stands for *tenant* in Redis: an HMAC where there is a *secret*."""
+    if tenant is None or secret is None:
+        return tenant
+    return _text(hmac.digest(secret.encode(), tenant.encode(), "sha256"))
+
+
+def prompt_version(instructions: str) -> str:
+    """Return what names a system prompt: 80 bits of its digest."""
+    return _text(_sha256(b"prompt", instructions.encode()))[:16]
 
 
 def narrow(scope: str, blind_spots: str) -> str:
@@ -103,6 +129,18 @@ class Keys:
         """Key of an answer or alias (string)."""
         return f"{self.namespace}:x:{{{digest}}}"
 
+    @property
+    def answer_pattern(self) -> str:
+        """Glob of the keys of all answers; nothing in a namespace has a meaning there."""
+        return f"{self.namespace}:x:*"
+
+    def digest(self, answer_key: str) -> str | None:
+        """Return the digest in the key of an answer; `None` for any other key."""
+        prefix = f"{self.namespace}:x:{{"
+        digest = answer_key[len(prefix) : -1]
+        is_ours = answer_key == self.answer(digest) and _DIGEST.fullmatch(digest)
+        return digest if is_ours else None
+
     def entry(self, space: str, digest: str) -> str:
         """Key of the semantic entry that leads to the answer *digest* (hash)."""
         return f"{self.entry_prefix(space)}{{{digest}}}:0"
@@ -140,6 +178,21 @@ class Keys:
     def purges(self) -> str:
         """Key of the table of what was invalidated when (hash)."""
         return f"{self.namespace}:purges"
+
+    @property
+    def rejected(self) -> str:
+        """Key of the pairs of a request and an answer that people rejected (sorted set)."""
+        return f"{self.namespace}:rejected"
+
+    @property
+    def unindexed(self) -> str:
+        """Key that is there while there are answers whose prompts no index has (string)."""
+        return f"{self.namespace}:unindexed"
+
+    @property
+    def sweep(self) -> str:
+        """Key of who is removing what is dead (string)."""
+        return f"{self.namespace}:sweep"
 
     @property
     def counters(self) -> str:

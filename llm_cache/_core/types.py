@@ -83,9 +83,14 @@ class Entry:
     fresh_until_s: float = inf
     """Unix time at which it turns stale; from then on it is served only where that is allowed."""
     tenant: str | None = None
+    """What stands for the tenant in Redis."""
+    shared_scope: str | None = None
+    """The scope in which tenants share it, if they do."""
+    prompt_version: str | None = None
+    """Names the system prompt that it was made under."""
     tags: tuple[str, ...] = ()
     depends_on: tuple[str, ...] = ()
-    """What the answer was made from."""
+    """What the answer was made from, and what that was made from."""
     origin: str | None = None
     """For an alias: the digest of the entry it is a copy of."""
     similarity: float | None = None
@@ -94,19 +99,6 @@ class Entry:
     def as_alias(self, origin: str, similarity: float) -> Entry:
         """Return a copy of this entry for another prompt, which it answers with *similarity*."""
         return replace(self, origin=origin, similarity=similarity)
-
-    def targets(self) -> tuple[str, ...]:
-        """Return the invalidation targets that reach this entry."""
-        return (
-            ALL,
-            f"model:{self.model}",
-            f"tenant:{self.tenant or ''}",
-            *(f"tag:{tag}" for tag in self.tags),
-        )
-
-
-ALL = "all"
-"""The invalidation target that reaches every entry of the namespace."""
 
 
 @dataclass(frozen=True, slots=True)

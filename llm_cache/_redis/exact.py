@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llm_cache._core.codec import Sealed, open_sealed
@@ -11,6 +11,7 @@ from llm_cache._core.policy import Purges
 from llm_cache._redis.connection import Connection
 from llm_cache._redis.epoch import Epochs
 from llm_cache._redis.reads import CoalescedReads
+from llm_cache._redis.sliding import Sliding
 from llm_cache.errors import CorruptEntry
 
 
@@ -32,27 +33,22 @@ class Lookup:
 class ExactStore:
     """Answers by digest. What writes them is in `lease.py`: storing ends a lease."""
 
-    def __init__(self, connection: Connection, keys: Keys, epochs: Epochs) -> None:
+    def __init__(
+        self, connection: Connection, keys: Keys, epochs: Epochs, sliding: Sliding
+    ) -> None:
         self._connection = connection
         self._keys = keys
         self._epochs = epochs
+        self._sliding = sliding
         self._reads = CoalescedReads(connection, keys.epoch)
 
     async def aclose(self) -> None:
-        """Let go of the connection for reads."""
+        """Tell Redis what it was not told yet, and let go of the connection for reads."""
+        await self._sliding.aclose()
         await self._reads.aclose()
 
     async def lookup(self, digest: str) -> Lookup:
         """Return the living entry of *digest*, if there is one, and the epoch.
-
-        Costs and raises as `lookup_unless`.
-        """
-        found = await self.lookup_unless(digest, _never)
-        assert found is not None  # noqa: S101 - only a reason to skip gives None
-        return found
-
-    async def lookup_unless(self, digest: str, skip: Callable[[], bool]) -> Lookup | None:
-        """Return what `lookup` does; or `None`, where *skip* says so before the command goes out.
 
         One round trip, shared with the look-ups that wait at the same time; a second one when
         something was invalidated since the last.
@@ -60,10 +56,7 @@ class ExactStore:
         Raises:
             StoreUnavailable: Redis did not answer.
         """
-        read = await self._reads.get(self._keys.answer(digest), needed=lambda: not skip())
-        if read is None:
-            return None
-        blob, epoch = read
+        blob, epoch = await self._reads.get(self._keys.answer(digest))
         purges = self._epochs.known(epoch) or await self._epochs.current(epoch)
         return _judge(blob, purges, digest)
 
@@ -106,6 +99,14 @@ class ExactStore:
             # could not see the alias. Removed later, the list did name it.
             await self._connection.execute("UNLINK", key)
 
+    async def remember_for(self, lifetime_ms: int) -> None:
+        """See to it that invalidations are known for as long as answers of this lifetime live."""
+        await self._epochs.remember_for(lifetime_ms)
+
+    def prolong(self, digest: str, entry: Sealed, *, ttl_s: float) -> None:
+        """Let the answer live *ttl_s* from now on, but not beyond its end. Told to Redis later."""
+        self._sliding.prolong(digest, entry.fresh_until_s, ttl_s=ttl_s)
+
     def _keys_of(self, digest: str) -> tuple[str, str]:
         return self._keys.answer(digest), self._keys.epoch
 
@@ -115,13 +116,9 @@ def _judge(blob: bytes | None, purges: Purges, digest: str) -> Lookup:
         return Lookup(None, purges.epoch)
     try:
         entry = open_sealed(blob, digest)
-        is_alive = entry is not None and purges.allow(entry.stamp, lambda: entry.open().targets())
+        is_alive = entry is not None and purges.allow(entry, digest)
     except CorruptEntry as error:
         return Lookup(None, purges.epoch, error, was_taken=True)
     return Lookup(
         entry if is_alive else None, purges.epoch, is_foreign=entry is None, was_taken=True
     )
-
-
-def _never() -> bool:
-    return False
