@@ -198,8 +198,13 @@ class SemanticLayer:
             limit *= 4
 
     async def aclose(self) -> None:
-        """End the embeddings that are under way; whoever waits for one gets `CacheClosed`."""
+        """End embeddings and searches that are under way.
+
+        Whoever waits for an embedding gets `CacheClosed`, for a search `StoreUnavailable`.
+        """
         await self._embeddings.aclose()
+        if self._vectors is not None:
+            await self._vectors.aclose()
 
     def entry(self, place: Place, digest: str) -> HashWrite:
         """Return the entry to store with the answer *digest*, so that *place* leads to it."""

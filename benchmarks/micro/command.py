@@ -22,12 +22,7 @@ from benchmarks.micro.settings import (
 )
 from llm_cache import CacheConfig, LLMCache, LocalEmbedder
 
-REGISTRY: dict[str, Micro] = {
-    micro.name: micro
-    for micro in (
-        growth.BENCHMARK,
-    )
-}
+REGISTRY: dict[str, Micro] = {micro.name: micro for micro in (growth.BENCHMARK,)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +42,9 @@ def main(arguments: argparse.Namespace) -> int:
     """Run what was asked for; return the exit status."""
     unknown = set(arguments.names) - set(REGISTRY)
     if unknown:
-        print(f"no such micro benchmark: {', '.join(sorted(unknown))}; there are {', '.join(REGISTRY)}")
+        print(
+            f"no such micro benchmark: {', '.join(sorted(unknown))}; there are {', '.join(REGISTRY)}"
+        )
         return 2
     names = arguments.names or [name for name, micro in REGISTRY.items() if not micro.is_long]
     settings = Settings(
@@ -84,5 +81,7 @@ async def _run(names: Sequence[str], settings: Settings, folder: Path | None) ->
 
 async def _server(url: str) -> Row:
     # The cache is what can start an embedded server.
-    async with LLMCache(url, embedder=LocalEmbedder(), config=CacheConfig(semantic=False)) as cache:
+    async with LLMCache(
+        url, embedder=LocalEmbedder(), config=CacheConfig(semantic=False)
+    ) as cache:
         return await server_versions(cache.redis_url)

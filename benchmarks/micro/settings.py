@@ -135,10 +135,7 @@ async def server_versions(url: str) -> Row:
         modules = await client.module_list()
     finally:
         await client.aclose()
-    named = [
-        {_text(name): _text(value) for name, value in module.items()}
-        for module in modules
-    ]
+    named = [{_text(name): _text(value) for name, value in module.items()} for module in modules]
     return {
         "redis_server": info["redis_version"],
         **{f"module_{module['name']}": module["ver"] for module in named},

@@ -11,15 +11,18 @@ The index is created with this statement (`<…>` are placeholders)::
 Two plans search it. A small scope is read exactly, every entry of it scored, which is both fast
 and without loss. A large one is searched through the graph; scopes are kept apart there by the
 signs that turn their vectors (`_core/vectors.py`), and every row is compared on its scope before
-anything else. Which plan a scope takes is asked from Redis at a bounded price: counting stops at
-the limit.
+anything else. Which plan a scope takes is asked from Redis at a bounded price (counting stops at
+the limit), and nobody waits for it but the first search of a scope: later the question travels
+along with a search. A scope that has grown meanwhile costs that search some time and nothing else.
+
+Searches go over one connection of their own, several of them on their way at once.
 """
 
 from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from llm_cache._core.keys import Keys, answer_digest
@@ -27,6 +30,7 @@ from llm_cache._core.types import Candidate
 from llm_cache._core.vectors import Vector, salted_blob
 from llm_cache._redis.connection import Connection
 from llm_cache._redis.lease import HashWrite
+from llm_cache._redis.line import Command, Line
 from llm_cache.errors import (
     ConfigurationError,
     IndexMismatch,
@@ -37,7 +41,8 @@ from llm_cache.errors import (
 SMALL_SCOPE = 2_000
 """Entries up to which a scope is searched exactly. Measured crossover of the two plans."""
 _SIZE_AGE_S = 60.0
-_SIZES_KEPT = 10_000
+_SIZES_KEPT = 50_000
+_EVERYTHING = "*"
 _EXACT = "@scope:{{{scope}}}=>[KNN {limit} @vector $v HYBRID_POLICY ADHOC_BF AS distance]"
 _GRAPH = "*=>[KNN {limit} @vector $v EF_RUNTIME {ef} AS distance]"
 _EF_RUNTIME = 50
@@ -68,6 +73,7 @@ class VectorStore:
         self.dimensions = dimensions
         """Length of every vector."""
         self._sizes = _ScopeSizes(clock)
+        self._line = Line(connection)
 
     @property
     def index(self) -> str:
@@ -89,19 +95,26 @@ class VectorStore:
     async def nearest(self, scope: str, vector: Vector, *, limit: int) -> list[Candidate]:
         """Return at most *limit* entries of *scope*, nearest first.
 
-        One round trip; one more when the size of the scope was last asked over a minute ago. An
-        index that was lost is made anew, and has no entries yet.
+        One round trip; one more for the first search of a scope. An index that was lost is made
+        anew, and has no entries yet.
         """
-        query = _EXACT if await self._is_small(scope) else _GRAPH
-        reply = await self._ask(
-            "FT.SEARCH",
-            self.index,
+        unknown = self._sizes.unknown(scope)
+        if unknown:
+            await self._count(unknown)
+        query = _EXACT if self._sizes.is_small(scope) else _GRAPH
+        search = (
+            *("FT.SEARCH", self.index),
             query.format(scope=scope, limit=limit, ef=max(_EF_RUNTIME, limit)),
             *("PARAMS", 2, "v", salted_blob(vector, scope)),
             *("RETURN", 3, "scope", "distance", "prompt"),
             *("SORTBY", "distance", "LIMIT", 0, limit, "DIALECT", 2),
         )
+        reply = await self._count(self._sizes.due(scope), search)
         return [] if reply is None else _candidates(reply, scope)
+
+    async def aclose(self) -> None:
+        """Let go of the connection for searches."""
+        await self._line.aclose()
 
     def entry(self, *, digest: str, scope: str, vector: Vector, prompt: str) -> HashWrite:
         """Return key and fields of the semantic entry that leads to the answer *digest*."""
@@ -116,35 +129,29 @@ class VectorStore:
 
     async def count(self) -> int:
         """Return the number of entries in the index. One round trip."""
-        info = await self._ask("FT.INFO", self.index)
-        return 0 if info is None else int(_mapping(info).get("num_docs", 0))
+        answers = await self._ask(("FT.INFO", self.index))
+        return 0 if answers is None else int(_mapping(answers[0]).get("num_docs", 0))
 
-    async def _is_small(self, scope: str) -> bool:
-        # In a small index every scope is, and one question a minute answers for all of them.
-        everything, this_scope = "*", f"@scope:{{{scope}}}"
-        return await self._has_few(everything) or await self._has_few(this_scope)
+    async def _count(self, queries: Sequence[str], *search: Command) -> Any | None:
+        """Learn which of *queries* find few entries; return the answer of a *search* beside it."""
+        answers = await self._ask(*search, *map(self._counting, queries))
+        if answers is None:
+            return None
+        for query, counted in zip(queries, answers[len(search) :], strict=True):
+            self._sizes.put(query, is_small=not _has_rows(counted))
+        return answers[0] if search else None
 
-    async def _has_few(self, query: str) -> bool:
-        """Tell whether *query* finds at most `SMALL_SCOPE` entries, as of a minute ago."""
-        known = self._sizes.get(query)
-        if known is not None:
-            return known
-        reply = await self._ask(
-            "FT.AGGREGATE",
-            self.index,
-            query,
-            # Rows are counted lazily: the server stops when it has skipped this many.
-            *("LIMIT", SMALL_SCOPE, 1, "DIALECT", 2),
-        )
-        return self._sizes.put(query, is_small=reply is None or not _has_rows(reply))
+    def _counting(self, query: str) -> Command:
+        # Rows are counted lazily: the server stops when it has skipped this many.
+        return ("FT.AGGREGATE", self.index, query, "LIMIT", SMALL_SCOPE, 1, "DIALECT", 2)
 
-    async def _ask(self, *command: Any) -> Any | None:
-        """Return the answer of the index; `None` where it was lost and is empty again.
+    async def _ask(self, *commands: Command) -> list[Any] | None:
+        """Return the answers of the index; `None` where it was lost and is empty again.
 
         `FLUSHALL` takes the index along, and so does a restart without persistence.
         """
         try:
-            return await self._connection.execute(*command)
+            return await self._line.execute_all(*commands)
         except StoreUnavailable as error:
             if not any(words in str(error).lower() for words in _LOST):
                 raise
@@ -213,24 +220,52 @@ class VectorStore:
 
 
 class _ScopeSizes:
-    """Which queries find few entries, as far as they were asked lately. Bounded."""
+    """Which scopes have few entries, as far as they were asked for. Bounded.
+
+    Each is known by the query that counts it. In a small index every scope is small, and one
+    answer serves for all of them.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._known: OrderedDict[str, tuple[bool, float]] = OrderedDict()
 
-    def get(self, query: str) -> bool | None:
-        known = self._known.get(query)
-        if known is None or self._clock() - known[1] > _SIZE_AGE_S:
-            return None
-        return known[0]
+    def is_small(self, scope: str) -> bool:
+        """Tell whether *scope* had few entries; one that is not known has none yet."""
+        return any(
+            self._known.get(query, (query != _EVERYTHING, 0.0))[0]
+            for query in (_EVERYTHING, _within(scope))
+        )
 
-    def put(self, query: str, *, is_small: bool) -> bool:
+    def unknown(self, scope: str) -> Sequence[str]:
+        """Return what has to be asked before *scope* is searched."""
+        everything = self._known.get(_EVERYTHING)
+        if everything is None:
+            return (_EVERYTHING, _within(scope))
+        is_known = everything[0] or _within(scope) in self._known
+        return () if is_known else (_within(scope),)
+
+    def due(self, scope: str) -> Sequence[str]:
+        """Return what was asked long ago. Whoever is told is the one to ask it again."""
+        now_s = self._clock()
+        queries = []
+        for query in (_EVERYTHING, _within(scope)):
+            is_small, asked_s = self._known.get(query, (False, now_s))
+            if now_s - asked_s > _SIZE_AGE_S:
+                self._known[query] = (is_small, now_s)
+                queries.append(query)
+        return queries
+
+    def put(self, query: str, *, is_small: bool) -> None:
+        """Remember whether *query* finds few entries."""
         self._known[query] = (is_small, self._clock())
         self._known.move_to_end(query)
         if len(self._known) > _SIZES_KEPT:
             self._known.popitem(last=False)
-        return is_small
+
+
+def _within(scope: str) -> str:
+    return f"@scope:{{{scope}}}"
 
 
 def _candidates(reply: Any, scope: str) -> list[Candidate]:

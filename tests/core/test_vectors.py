@@ -31,11 +31,15 @@ def test_any_matrix_of_numbers_becomes_unit_rows(given):
         ([], "shape"),
         ([[]], "shape"),
         ([[1, float("nan"), 3]], "NaN"),
-        ([[1, float("inf"), 3]], "NaN or infinite"),
+        ([[1, float("inf"), 3]], "NaN, infinite"),
         ([[0, 0, 0]], "zeros"),
         ([[1e-9, 0, 0]], "zeros"),
         ("abc", "array of numbers"),
-        (None, "shape|array of numbers"),
+        (None, "array of numbers"),
+        ([[1, 2, 1j]], "array of numbers.*complex"),
+        ([["1", "2", "3"]], "array of numbers"),
+        ([[True, False, True]], "array of numbers.*bool"),
+        ([[1e30, 1, 1]], "huge"),
         ([[1, 2], [3]], "array of numbers"),
     ],
 )
@@ -46,6 +50,19 @@ def test_unusable_vectors_are_refused(given, says):
 
 def test_any_length_is_taken_where_none_is_known():
     assert check([[1, 0]], dimensions=None).shape == (1, 2)
+
+
+@pytest.mark.parametrize("kind", ["<f2", ">f4", "<f8", "<i1", "<u2"])
+def test_vectors_of_any_number_type_and_stride_are_the_same(kind):
+    wide = np.array([[3, 9, 0, 9, 4, 9]], kind)
+    np.testing.assert_allclose(check(wide[:, ::2]), [[0.6, 0, 0.8]])
+    np.testing.assert_allclose(check(np.asfortranarray(wide)[:, ::2]), [[0.6, 0, 0.8]])
+
+
+@pytest.mark.parametrize("stride", [1, 2, -1])
+def test_salted_bytes_do_not_depend_on_the_stride(stride):
+    row = np.arange(16, dtype=np.float32)[::stride]
+    assert salted_blob(row, "scope") == salted_blob(row.copy(), "scope")
 
 
 def test_salt_keeps_cosines_within_a_scope_and_not_across():
