@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.micro import growth
+from benchmarks.micro import growth, semantic
 from benchmarks.micro.settings import (
     Micro,
     MissingData,
@@ -22,7 +22,9 @@ from benchmarks.micro.settings import (
 )
 from llm_cache import CacheConfig, LLMCache, LocalEmbedder
 
-REGISTRY: dict[str, Micro] = {micro.name: micro for micro in (growth.BENCHMARK,)}
+REGISTRY: dict[str, Micro] = {
+    module.BENCHMARK.name: module.BENCHMARK for module in (semantic, growth)
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

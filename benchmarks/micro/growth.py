@@ -180,7 +180,7 @@ async def _look_up(cache: LLMCache, bare: redis.Redis, asked: Sequence[_Asked]) 
     }
     for system in {one.system for one in asked}:
         first = next(one for one in asked if one.system == system)
-        await cache.lookup_semantic(first.text, vector=first.vector, system=system)
+        await cache.lookup_semantic(first.text, vector=first.vector.tolist(), system=system)
     row: Row = {}
     pings: list[float] = []
     counted = found = 0
@@ -191,7 +191,9 @@ async def _look_up(cache: LLMCache, bare: redis.Redis, asked: Sequence[_Asked]) 
             start = time.perf_counter()
             await bare.ping()
             middle = time.perf_counter()
-            reply = await cache.lookup_semantic(one.text, vector=one.vector, system=one.system)
+            reply = await cache.lookup_semantic(
+                one.text, vector=one.vector.tolist(), system=one.system
+            )
             times.append(time.perf_counter() - middle)
             pings.append(middle - start)
             # Right at the threshold, rounding decides.

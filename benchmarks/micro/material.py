@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +53,15 @@ class Material:
     """Texts of intents of the same domains of which nothing is stored."""
     foreign: Texts
     """Texts about something else: code, maths, writing."""
+
+    def lifted(self, dimensions: int, seed: int) -> Material:
+        """Return the same in a space of more *dimensions*."""
+        return Material(
+            *(
+                replace(texts, vectors=lifted(texts.vectors, dimensions, seed))
+                for texts in (self.stored, self.asked, self.neighbouring, self.foreign)
+            )
+        )
 
 
 async def load(settings: Settings) -> Material:
