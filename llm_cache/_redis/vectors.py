@@ -73,7 +73,8 @@ class VectorStore:
         self.dimensions = dimensions
         """Length of every vector."""
         self._sizes = _ScopeSizes(clock)
-        self._line = Line(connection)
+        self.line = Line(connection)
+        """Carries the searches. What they lead to may be fetched over it."""
 
     @property
     def index(self) -> str:
@@ -114,7 +115,7 @@ class VectorStore:
 
     async def aclose(self) -> None:
         """Let go of the connection for searches."""
-        await self._line.aclose()
+        await self.line.aclose()
 
     def entry(self, *, digest: str, scope: str, vector: Vector, prompt: str) -> HashWrite:
         """Return key and fields of the semantic entry that leads to the answer *digest*."""
@@ -151,7 +152,7 @@ class VectorStore:
         `FLUSHALL` takes the index along, and so does a restart without persistence.
         """
         try:
-            return await self._line.execute_all(*commands)
+            return await self.line.execute_all(*commands)
         except StoreUnavailable as error:
             if not any(words in str(error).lower() for words in _LOST):
                 raise

@@ -55,13 +55,13 @@ async def fill(connection, store, scope: str, rows: np.ndarray, ttl_ms: int = 60
 @pytest.fixture
 def sent(store, monkeypatch):
     """What the store sends to Redis, one list for each round trip."""
-    execute_all, trips = store._line.execute_all, []
+    execute_all, trips = store.line.execute_all, []
 
     async def note(*commands):
         trips.append(commands)
         return await execute_all(*commands)
 
-    monkeypatch.setattr(store._line, "execute_all", note)
+    monkeypatch.setattr(store.line, "execute_all", note)
     return trips
 
 
@@ -262,7 +262,7 @@ async def test_loss_of_the_index_is_told_in_many_words(connection, store, monkey
     async def lose(*commands: object) -> object:
         raise StoreUnavailable(f"Redis answered: {answer}")
 
-    monkeypatch.setattr(store._line, "execute_all", lose)
+    monkeypatch.setattr(store.line, "execute_all", lose)
     assert await store.nearest("s", unit(1)[0], limit=4) == []
 
 
@@ -270,6 +270,6 @@ async def test_other_trouble_of_a_search_is_raised(connection, store, monkeypatc
     async def refuse(*_: object) -> None:
         raise StoreUnavailable("Redis answered: OOM command not allowed")
 
-    monkeypatch.setattr(store._line, "execute_all", refuse)
+    monkeypatch.setattr(store.line, "execute_all", refuse)
     with pytest.raises(StoreUnavailable, match="OOM"):
         await store.nearest("s", unit(1)[0], limit=4)
