@@ -118,10 +118,14 @@ class SemanticLayer:
             space=identity.fingerprint(self._embedder.model_id, dimensions),
             dimensions=dimensions,
         )
-        await vectors.ensure_index()
-        if self.is_guarded:
-            # The word lists take 20 ms or more to read; the first hit shall not wait for them.
-            await asyncio.to_thread(guards.prepare)
+        try:
+            await vectors.ensure_index()
+            if self.is_guarded:
+                # The word lists take 20 ms or more to read; the first hit shall not wait for them.
+                await asyncio.to_thread(guards.prepare)
+        except BaseException:
+            await vectors.aclose()
+            raise
         self._vectors = vectors
 
     async def locate(

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from llm_cache._core.keys import Keys, answer_digest
@@ -67,14 +67,13 @@ class VectorStore:
             raise ConfigurationError(
                 f"an embedder must have 1 to {_MAX_DIMENSIONS} dimensions; got {dimensions}"
             )
-        self._connection = connection
         self._keys = keys
         self._space = space
         self.dimensions = dimensions
         """Length of every vector."""
         self._sizes = _ScopeSizes(clock)
         self.line = Line(connection)
-        """Carries the searches. What they lead to may be fetched over it."""
+        """Carries the searches; what they lead to may be fetched over it. Replies are RESP2."""
 
     @property
     def index(self) -> str:
@@ -126,12 +125,12 @@ class VectorStore:
 
     async def forget(self, entry_keys: Iterable[str]) -> None:
         """Delete semantic entries whose answers are gone. One round trip."""
-        await self._connection.execute("UNLINK", *entry_keys)
+        await self.line.execute("UNLINK", *entry_keys)
 
     async def count(self) -> int:
         """Return the number of entries in the index. One round trip."""
         answers = await self._ask(("FT.INFO", self.index))
-        return 0 if answers is None else int(_mapping(answers[0]).get("num_docs", 0))
+        return 0 if answers is None else int(_mapping(answers[0]).get(b"num_docs", 0))
 
     async def _count(self, queries: Sequence[str], *search: Command) -> Any | None:
         """Learn which of *queries* find few entries; return the answer of a *search* beside it."""
@@ -139,7 +138,7 @@ class VectorStore:
         if answers is None:
             return None
         for query, counted in zip(queries, answers[len(search) :], strict=True):
-            self._sizes.put(query, is_small=not _has_rows(counted))
+            self._sizes.put(query, is_small=len(counted) == 1)
         return answers[0] if search else None
 
     def _counting(self, query: str) -> Command:
@@ -163,7 +162,7 @@ class VectorStore:
 
     async def _index_names(self) -> set[str]:
         try:
-            names = await self._connection.execute("FT._LIST")
+            names = await self.line.execute("FT._LIST")
         except StoreUnavailable as error:
             if "unknown command" not in str(error).lower():
                 raise
@@ -176,7 +175,7 @@ class VectorStore:
 
     async def _create_index(self) -> None:
         try:
-            await self._connection.execute(
+            await self.line.execute(
                 *("FT.CREATE", self.index, "ON", "HASH"),
                 *("PREFIX", 1, self._keys.entry_prefix(self._space)),
                 *("NOOFFSETS", "NOHL", "NOFIELDS", "NOFREQS", "STOPWORDS", 0),
@@ -191,14 +190,14 @@ class VectorStore:
                 raise
 
     async def _check_index(self) -> None:
-        info = _mapping(await self._connection.execute("FT.INFO", self.index))
-        fields = [_mapping(field) for field in info["attributes"]]
-        vector = next((f for f in fields if _text(f.get("attribute", "")) == "vector"), {})
+        info = _mapping(await self.line.execute("FT.INFO", self.index))
+        fields = [_mapping(field) for field in info[b"attributes"]]
+        vector = next((field for field in fields if field.get(b"attribute") == b"vector"), {})
         found = {
-            name: _text(vector.get(name, "nothing")).upper()
+            name: _text(vector.get(name.encode(), "nothing")).upper()
             for name in ("algorithm", "data_type", "dim", "distance_metric")
         }
-        prefixes = _mapping(info["index_definition"]).get("prefixes", [])
+        prefixes = _mapping(info[b"index_definition"]).get(b"prefixes", [])
         found["prefix"] = ", ".join(_text(prefix) for prefix in prefixes)
         wanted = {
             "algorithm": "HNSW",
@@ -269,45 +268,36 @@ def _within(scope: str) -> str:
     return f"@scope:{{{scope}}}"
 
 
-def _candidates(reply: Any, scope: str) -> list[Candidate]:
-    """Return the rows of *scope* in *reply*, nearest first."""
-    candidates = [
-        Candidate(
-            key=key,
-            digest=answer_digest(key),
-            prompt=_text(fields.get("prompt", "")),
-            similarity=1 - float(fields["distance"]),
-        )
-        for key, fields in _rows(reply)
+def _candidates(reply: Sequence[Any], scope: str) -> list[Candidate]:
+    """Return the rows of *scope* in *reply*, nearest first.
+
+    A reply is a flat list: a count, and key and fields of each row.
+    """
+    candidates = []
+    wanted = scope.encode()
+    for key, fields in zip(reply[1::2], reply[2::2], strict=True):
+        row = _mapping(fields or ())
         # A row without fields is an entry that expired between the search and the reply; a row of
         # another scope is what the graph finds where the scope has fewer entries than asked for.
-        if "distance" in fields and _text(fields.get("scope", "")) == scope
-    ]
+        if b"distance" in row and row.get(b"scope") == wanted:
+            name = key.decode()
+            candidates.append(
+                Candidate(
+                    key=name,
+                    digest=answer_digest(name),
+                    prompt=row.get(b"prompt", b"").decode("utf-8", "replace"),
+                    similarity=1 - float(row[b"distance"]),
+                )
+            )
     # The server sorted them, as far as it merged them itself.
-    return sorted(candidates, key=lambda candidate: -candidate.similarity)
+    candidates.sort(key=lambda candidate: -candidate.similarity)
+    return candidates
 
 
-def _rows(reply: Any) -> list[tuple[str, dict[str, Any]]]:
-    """Return key and fields of each row of a search: RESP3 answers maps, RESP2 a flat list."""
-    if isinstance(reply, Mapping):
-        rows = [_mapping(row) for row in _mapping(reply)["results"]]
-        pairs = [(row["id"], row.get("extra_attributes")) for row in rows]
-    else:
-        pairs = list(zip(reply[1::2], reply[2::2], strict=True))
-    return [(_text(key), _mapping(fields or [])) for key, fields in pairs]
-
-
-def _has_rows(reply: Any) -> bool:
-    """Tell whether an aggregation answered any row."""
-    return bool(_mapping(reply)["results"] if isinstance(reply, Mapping) else reply[1:])
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    """Return a RESP3 map, or a RESP2 list of names and values, as a dict."""
-    if isinstance(value, Mapping):
-        return {_text(name): item for name, item in value.items()}
+def _mapping(flat: Sequence[Any]) -> dict[Any, Any]:
+    """Return a flat list of names and values as a dict."""
     # Lists that describe a field end with flags that have no value.
-    return {_text(name): item for name, item in zip(value[::2], value[1::2], strict=False)}
+    return dict(zip(flat[::2], flat[1::2], strict=False))
 
 
 def _text(value: Any) -> str:
