@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from llm_cache._core import guards, similarity
+from llm_cache._core import similarity
 from llm_cache._core import keys as identity
 from llm_cache._core.keys import Keys
 from llm_cache._core.types import Candidate, Entry
@@ -122,7 +122,7 @@ class SemanticLayer:
             await vectors.ensure_index()
             if self.is_guarded:
                 # The word lists take 20 ms or more to read; the first hit shall not wait for them.
-                await asyncio.to_thread(guards.prepare)
+                await asyncio.to_thread(_prepare_guards)
         except BaseException:
             await vectors.aclose()
             raise
@@ -229,6 +229,12 @@ def _kept(
         return None
     ttl_ms = max(1, round(1000 * config.keep_embeddings_s))
     return KeptEmbeddings(connection, keys, model_id=embedder.model_id, ttl_ms=ttl_ms)
+
+
+def _prepare_guards() -> None:
+    from llm_cache._core import guards
+
+    guards.prepare()
 
 
 def _sees_all(_text: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.micro import growth, semantic
+from benchmarks.micro import growth, imports, memory, peers, semantic, store, variants
 from benchmarks.micro.settings import (
     Micro,
     MissingData,
@@ -23,7 +23,8 @@ from benchmarks.micro.settings import (
 from llm_cache import CacheConfig, LLMCache, LocalEmbedder
 
 REGISTRY: dict[str, Micro] = {
-    module.BENCHMARK.name: module.BENCHMARK for module in (semantic, growth)
+    module.BENCHMARK.name: module.BENCHMARK
+    for module in (semantic, store, memory, imports, peers, variants, growth)
 }
 
 

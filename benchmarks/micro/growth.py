@@ -14,6 +14,7 @@ ninety-ninth percentile is the machine's.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from redis import asyncio as redis
 
 from benchmarks.micro import loading, material
 from benchmarks.micro.material import Material, Texts, Vectors
+from benchmarks.micro.semantic import Recorder
 from benchmarks.micro.settings import Micro, Row, Settings
 from llm_cache import CacheConfig, LLMCache, LocalEmbedder
 
@@ -37,6 +39,7 @@ _TIE = 0.001
 _PER_KIND = 500
 _ANSWER_BYTES = 500
 _CHUNK = 10_000
+_EFS = (20, 50, 100, 200, 400)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +103,7 @@ async def _grow(
     )
     grown = _Grown(mode)
     async with LLMCache(settings.url, embedder=LocalEmbedder(), config=config) as cache:
-        bare = redis.Redis.from_url(cache.redis_url)
+        bare = redis.Redis.from_url(cache.redis_url, protocol=3)
         empty_bytes = (await bare.info("memory"))["used_memory"]
         entries, seconds = 0, 0.0
         for size in sizes:
@@ -110,13 +113,16 @@ async def _grow(
                 entries += count
             used = (await bare.info("memory"))["used_memory"] - empty_bytes
             asked = list(_questions(given, grown, settings.seed))
+            row = await _look_up(cache, bare, asked)
+            by_ef = await _by_ef(cache, bare, asked)
             yield {
                 "mode": mode,
                 "entries": entries,
                 "is_complete": entries == size,
                 "inserts_per_s": round(count / seconds),
                 "bytes_per_entry": round(used / entries),
-                **await _look_up(cache, bare, asked),
+                **row,
+                "by_ef": by_ef,
             }
             if entries < size:
                 break
@@ -217,6 +223,37 @@ async def _look_up(cache: LLMCache, bare: redis.Redis, asked: Sequence[_Asked]) 
         "near_neighbours_p50": int(np.median(near)) if near else 0,
         "near_neighbours_p90": int(np.percentile(near, 90)) if near else 0,
     }
+
+
+async def _by_ef(cache: LLMCache, bare: redis.Redis, asked: Sequence[_Asked]) -> list[Row]:
+    """Return what the hits' searches give and take with other values of `EF_RUNTIME`."""
+    hits = [one for one in asked if one.best >= _THRESHOLD + _TIE][:_PER_KIND]
+    recorder = Recorder.on(cache)
+    for one in hits:
+        await cache.lookup_semantic(one.text, vector=one.vector.tolist(), system=one.system)
+    commands = list(recorder.commands)
+    recorder.off(cache)
+    rows = []
+    for ef in _EFS:
+        await bare.config_resetstat()
+        found = 0
+        for one, command in zip(hits, commands, strict=True):
+            query = re.sub("EF_RUNTIME [0-9]+", f"EF_RUNTIME {ef}", command[2])
+            reply = await bare.execute_command(*command[:2], query, *command[3:])
+            rows_found = [row[b"extra_attributes"] for row in reply[b"results"]]
+            # A row of another scope is at a cosine of a half, far below any that is counted here.
+            nearest = [1 - float(row[b"distance"]) for row in rows_found]
+            found += max(nearest, default=-1) >= one.best - _TIE
+        search = (await bare.info("commandstats"))["cmdstat_FT.SEARCH"]
+        rows.append(
+            {
+                "ef": ef,
+                "recall": round(found / len(hits), 4),
+                "queries": len(hits),
+                "server_us": search["usec_per_call"],
+            }
+        )
+    return rows
 
 
 def _percentile_ms(times_s: Sequence[float], which: float) -> float | None:

@@ -258,13 +258,14 @@ def bare_client(url: str) -> redis.Redis:
 
 
 @dataclass(slots=True)
-class _Recorder:
+class Recorder:
     """Hears what search a cache sends, so that the bare one is identical."""
 
     commands: list[tuple[Any, ...]]
 
     @classmethod
-    def on(cls, cache: LLMCache) -> _Recorder:
+    def on(cls, cache: LLMCache) -> Recorder:
+        """Begin to hear the searches of *cache*."""
         store = cache._semantic.vectors  # noqa: SLF001 - what it sends has no public door
         ask = store._ask  # noqa: SLF001
         recorder = cls([])
@@ -277,6 +278,7 @@ class _Recorder:
         return recorder
 
     def off(self, cache: LLMCache) -> None:
+        """Hear no more."""
         del cache._semantic.vectors._ask  # noqa: SLF001
 
 
@@ -287,7 +289,7 @@ async def _time(
     places = {}
     first_s: dict[str, list[float]] = {}
     commands = []
-    recorder = _Recorder.on(cache)
+    recorder = Recorder.on(cache)
     for query in queries:
         is_new = query.system not in places
         place, _ = await cache._place(query.text, query.vector, {"system": query.system})  # noqa: SLF001
@@ -386,7 +388,7 @@ async def _together(cache: LLMCache, bare: redis.Redis, queries: Sequence[Query]
     for query in queries:
         place, _ = await cache._place(query.text, query.vector, {"system": query.system})  # noqa: SLF001
         places.append(place)
-    recorder = _Recorder.on(cache)
+    recorder = Recorder.on(cache)
     for place in places:
         assert place is not None  # noqa: S101 - the embedder has no blind spots
         await cache._semantic.nearest(place)  # noqa: SLF001

@@ -6,7 +6,7 @@ The index is created with this statement (`<…>` are placeholders)::
         NOOFFSETS NOHL NOFIELDS NOFREQS STOPWORDS 0
         SCHEMA scope TAG CASESENSITIVE
                vector VECTOR HNSW 12 TYPE FLOAT16 DIM <dims> DISTANCE_METRIC COSINE
-                                     M 16 EF_CONSTRUCTION 200 EF_RUNTIME 50
+                                     M 16 EF_CONSTRUCTION 200 EF_RUNTIME 100
 
 Two plans search it. A small scope is read exactly, every entry of it scored, which is both fast
 and without loss. A large one is searched through the graph; scopes are kept apart there by the
@@ -45,7 +45,7 @@ _SIZES_KEPT = 50_000
 _EVERYTHING = "*"
 _EXACT = "@scope:{{{scope}}}=>[KNN {limit} @vector $v HYBRID_POLICY ADHOC_BF AS distance]"
 _GRAPH = "*=>[KNN {limit} @vector $v EF_RUNTIME {ef} AS distance]"
-_EF_RUNTIME = 50
+_EF_RUNTIME = 100
 _MAX_DIMENSIONS = 32_768
 # RediSearch 2 has one wording for searches and one for `FT.INFO`; 8.10 has the third for both.
 _LOST = ("no such index", "unknown index name", "index not found")
