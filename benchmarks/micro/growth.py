@@ -241,7 +241,7 @@ async def _by_ef(cache: LLMCache, bare: redis.Redis, asked: Sequence[_Asked]) ->
             query = re.sub("EF_RUNTIME [0-9]+", f"EF_RUNTIME {ef}", command[2])
             reply = await bare.execute_command(*command[:2], query, *command[3:])
             rows_found = [row[b"extra_attributes"] for row in reply[b"results"]]
-            # A row of another scope is at a cosine of a half, far below any that is counted here.
+            # A row of another scope is at a cosine of a quarter, far below any that is counted here.
             nearest = [1 - float(row[b"distance"]) for row in rows_found]
             found += max(nearest, default=-1) >= one.best - _TIE
         search = (await bare.info("commandstats"))["cmdstat_FT.SEARCH"]

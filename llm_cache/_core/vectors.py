@@ -66,14 +66,13 @@ def salted_blob(vector: Vector, scope: str) -> bytes:
 
     Flipping the signs of the same coordinates in two vectors leaves their cosine as it is, so
     within a scope nothing changes. Vectors of two scopes are flipped differently: the same prompt
-    in ten thousand other scopes is at a cosine of about a half, and does not stand in the way of
-    neighbours that are nearer than that.
+    in ten thousand other scopes is at a cosine of about a quarter, and does not stand in the way
+    of neighbours that are nearer than that.
 
-    Every other coordinate is left as it is. Flipping them all would put the scopes at right
+    Every fourth coordinate is left as it is. Flipping them all would put the scopes at right
     angles, and a graph from one of whose corners all others look alike is one to get lost in: what
     scopes have in common leads a search to the right region, and the rest of it to the right
-    scope. (Of 300,000 entries in 100 scopes, 97.2 % of the nearest were found that way, and 99.5 %
-    this way, at the same price.)
+    scope.
     """
     halves = vector.astype("<f2").view("<u2")
     turned: bytes = np.bitwise_xor(halves, _sign_bits(scope, vector.shape[0])).tobytes()
@@ -83,9 +82,8 @@ def salted_blob(vector: Vector, scope: str) -> bytes:
 @lru_cache(maxsize=1024)
 def _sign_bits(scope: str, dimensions: int) -> NDArray[np.uint16]:
     """Return, for each coordinate, the sign bit of a half to flip, or 0 to leave it."""
-    flipped = dimensions // 2
-    bits = np.frombuffer(shake_256(scope.encode()).digest((flipped + 7) // 8), dtype=np.uint8)
-    signs = np.zeros(dimensions, dtype="<u2")
-    signs[1::2] = np.unpackbits(bits, count=flipped)
-    turned: NDArray[np.uint16] = np.left_shift(signs, 15)
-    return turned
+    bits = np.frombuffer(shake_256(scope.encode()).digest((dimensions + 7) // 8), dtype=np.uint8)
+    signs = np.unpackbits(bits, count=dimensions).astype("<u2")
+    signs[::4] = 0
+    flips: NDArray[np.uint16] = np.left_shift(signs, 15)
+    return flips
