@@ -221,7 +221,7 @@ class Engine:
             place = await self._semantic.locate(call.text, call.terms.scope.name)
             if place is None or call.terms.control.no_cache:
                 return place, None
-            hit = await self._semantic.lookup(place, partial(self._accepts, call))
+            hit = await self._semantic.lookup(place, call.digest, partial(self._accepts, call))
         except (EmbedderError, StoreError) as error:
             if isinstance(error, InvalidEmbedding) and not self._semantic.has_worked:
                 raise
@@ -232,6 +232,7 @@ class Engine:
         if turn.may_promote:
             await self._promote(call, hit, replaces=turn.replaces)
         await turn.land()
+        self._prolong(hit.candidate.digest, hit.entry)
         return place, semantic_end(hit)
 
     async def _end(self, call: Call, fresh: Fresh, turn: Turn, place: Place | None) -> Answered:
@@ -428,10 +429,11 @@ class Engine:
         refusal = _refusal(call, answer)
         sources = await self._answers.sources(call.terms.depends_on)
         if sources is None:
-            refusal, sources = Refusal.SOURCE_GONE, ()
+            refusal = Refusal.SOURCE_GONE
+        terms = replace(call.terms, depends_on=sources or ())
         blob = b""
         if refusal is None:
-            entry = _entry(call.terms, answer, life, epoch, now_s, sources)
+            entry = _entry(terms, answer, life, stamp=epoch, now_s=now_s)
             try:
                 blob = encode_entry(entry, call.digest, compress=self._config.compression)
             except (ValueError, TypeError):
@@ -513,20 +515,18 @@ class Engine:
         return call.accepts(entry, self._clock())
 
 
-def _entry(
-    terms: Terms, answer: Json, life: Lifetime, epoch: str, now_s: float, sources: tuple[str, ...]
-) -> Entry:
+def _entry(terms: Terms, answer: Json, life: Lifetime, *, stamp: str, now_s: float) -> Entry:
     return Entry(
         answer=answer,
         created_s=now_s,
         fresh_until_s=life.fresh_until_s,
-        stamp=epoch,
+        stamp=stamp,
         model=terms.model,
         tenant=terms.tenant_id,
         shared_scope=terms.shared_scope,
         prompt_version=terms.prompt_version,
         tags=terms.tags,
-        depends_on=sources,
+        depends_on=terms.depends_on,
     )
 
 

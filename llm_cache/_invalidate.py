@@ -8,7 +8,7 @@ finds, are removed at once, and named in the table so that a store under way bri
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import translate
 from typing import Any
@@ -62,6 +62,8 @@ class Selection:
 
 
 _BY_NAME = {
+    "key": Kind.KEY,
+    "pattern": Kind.PATTERN,
     "tag": Kind.TAG,
     "dependency": Kind.SOURCE,
     "model": Kind.MODEL,
@@ -71,35 +73,35 @@ _BY_NAME = {
 
 
 def select(
-    named: dict[str, str | None],
+    named: Mapping[str, str | None],
     *,
     older_than_s: float | None,
-    tenant: str | Unset | None,
-    config: CacheConfig,
+    tenant_id: str | Anyone | None,
     now_s: float,
 ) -> Selection | None:
-    """Return what these arguments of `invalidate` mean; `None` where they mean nothing.
+    """Return what these arguments of `invalidate` mean; `None` for all of everybody's.
+
+    A key and a pattern are of the kinds `KEY` and `PATTERN`, as they were given.
 
     Raises:
         InvalidRequest: an argument cannot work, or more than one says what is meant.
     """
-    whose = tenant_of(tenant, config)
-    given = {name: value for name, value in named.items() if value is not None}
+    given = [name for name, value in named.items() if value is not None]
     if len(given) + (older_than_s is not None) > 1:
-        raise InvalidRequest(
-            f"one thing at a time is invalidated; got {', '.join(sorted(given))}"
-            f"{' and older_than_s' if older_than_s is not None else ''}"
-        )
+        others = [*given, "older_than_s"] if older_than_s is not None else given
+        raise InvalidRequest(f"one thing at a time is invalidated; got {', '.join(others)}")
     if older_than_s is not None:
         if not is_number(older_than_s) or not 0 <= older_than_s <= now_s:
             raise InvalidRequest(f"older_than_s must be seconds from 0 up; got {older_than_s!r}")
-        return Selection(Kind.AGE, tenant_id=whose, before_s=now_s - older_than_s)
-    for name, value in given.items():
-        check_name(value, name)
-        kind = _BY_NAME[name]
-        value = identity.prompt_version(value) if kind is Kind.PROMPT else value
-        return Selection(kind, value, whose)
-    return None if isinstance(whose, Anyone) else Selection(Kind.ALL, tenant_id=whose)
+        return Selection(Kind.AGE, tenant_id=tenant_id, before_s=now_s - older_than_s)
+    if not given:
+        return None if isinstance(tenant_id, Anyone) else Selection(Kind.ALL, tenant_id=tenant_id)
+    (name,) = given
+    value = check_name(named[name], name)
+    kind = _BY_NAME[name]
+    if kind is Kind.PROMPT:
+        value = identity.prompt_version(value)
+    return Selection(kind, value, tenant_id)
 
 
 def tenant_of(tenant: str | Unset | None, config: CacheConfig) -> str | Anyone | None:
@@ -120,15 +122,15 @@ def tenant_of(tenant: str | Unset | None, config: CacheConfig) -> str | Anyone |
     return identity.tenant_id(tenant, config.tenant_secret)
 
 
-def check_name(value: object, name: str) -> None:
-    """Refuse what names nothing.
+def check_name(value: object, name: str) -> str:
+    """Return *value*, which names something.
 
     Raises:
         InvalidRequest: *value* is not text, empty, or not Unicode.
     """
-    is_text = isinstance(value, str) and value != ""
-    if not is_text or re.search("[\ud800-\udfff]", str(value)):
+    if not isinstance(value, str) or not value or re.search("[\ud800-\udfff]", value):
         raise InvalidRequest(f"{name} must be text that is not empty")
+    return value
 
 
 class Invalidator:
@@ -137,11 +139,12 @@ class Invalidator:
     def __init__(
         self,
         keys: Keys,
+        config: CacheConfig,
+        *,
         epochs: Epochs,
         answers: Answers,
         semantic: SemanticLayer,
         sweeper: Sweeper,
-        config: CacheConfig,
     ) -> None:
         self._keys = keys
         self._epochs = epochs
@@ -169,12 +172,7 @@ class Invalidator:
         Raises:
             InvalidRequest: *key* is not the key of an answer in this namespace.
         """
-        digest = self._keys.digest(key) if isinstance(key, str) else None
-        if digest is None:
-            raise InvalidRequest(
-                f"key= must be the key of an answer in the namespace {self._keys.namespace!r},"
-                " as reply.key has it"
-            )
+        digest = self._digest(key)
         entry = await self._answers.entry(digest)
         if entry is not None and tenant_id not in (ANYONE, entry.tenant):
             # What belongs to another tenant is not there, for this one.
@@ -183,6 +181,15 @@ class Invalidator:
             await self._epochs.purge([target(Kind.KEY, digest), target(Kind.SOURCE, key)])
             await self._answers.remove([digest], self._semantic.spaces)
         return Invalidation(int(entry is not None), dry_run=dry_run)
+
+    def _digest(self, key: object) -> str:
+        digest = self._keys.digest(check_name(key, "the key"))
+        if digest is None:
+            raise InvalidRequest(
+                f"the key must be one of an answer in the namespace {self._keys.namespace!r}, as"
+                " reply.key has it"
+            )
+        return digest
 
     async def by_pattern(
         self,
@@ -201,6 +208,8 @@ class Invalidator:
             PartialInvalidation: there are answers whose prompts are not in the index.
         """
         matches = _compiled(pattern)
+        if limit is not None and limit < 1:
+            raise InvalidRequest(f"limit must be a whole number above 0; got {limit!r}")
         if not (self._config.semantic and self._config.store_prompts):
             raise ConfigurationError(
                 "pattern= looks at the prompts in the index, and this cache keeps none there"
@@ -243,21 +252,24 @@ class Invalidator:
         Six round trips. *requests* are digests that it was served to besides. Raises as `by_key`
         does.
         """
-        digest = self._keys.digest(key) if isinstance(key, str) else None
-        if digest is not None:
-            entry = await self._answers.entry(digest)
-            if entry is not None and entry.origin is not None:
-                # Named by one of the requests it was served to.
-                requests = [*requests, digest]
-                digest, key = entry.origin, self._keys.answer(entry.origin)
-            served = {*requests, *await self._answers.aliases(digest)} - {digest}
-            await self._answers.reject(digest, sorted(served))
+        digest = self._digest(key)
+        entry = await self._answers.entry(digest)
+        if entry is not None and entry.origin is not None:
+            # Named by one of the requests it was served to.
+            requests = [*requests, digest]
+            digest, key = entry.origin, self._keys.answer(entry.origin)
+        served = {*requests, *await self._answers.aliases(digest)} - {digest}
+        await self._answers.reject(digest, sorted(served))
         return await self.by_key(key, tenant_id=ANYONE, dry_run=False)
 
+    async def approve(self, key: str, request: str) -> bool:
+        """Serve the answer under *key* to *request*; return whether it is there."""
+        digest = self._digest(key)
+        await self._answers.pardon(digest, request)
+        return request == digest or await self._answers.copy(digest, request)
 
-def _compiled(pattern: object) -> Callable[[str], Any]:
-    check_name(pattern, "pattern")
-    text = str(pattern)
-    if not text.strip("*? \t\n"):
-        raise InvalidRequest(f"pattern={text!r} matches every prompt: that is clear()")
-    return re.compile(translate(text), re.IGNORECASE | re.DOTALL).match
+
+def _compiled(pattern: str) -> Callable[[str], Any]:
+    if not pattern.strip("*? \t\n"):
+        raise InvalidRequest(f"pattern={pattern!r} matches every prompt: that is clear()")
+    return re.compile(translate(pattern), re.IGNORECASE | re.DOTALL).match

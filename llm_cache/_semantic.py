@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from llm_cache._core import guards, similarity
 from llm_cache._core import keys as identity
+from llm_cache._core import similarity
 from llm_cache._core.codec import Sealed
 from llm_cache._core.keys import Keys
 from llm_cache._core.types import Candidate
@@ -91,6 +91,11 @@ class SemanticLayer:
         return self._vectors
 
     @property
+    def spaces(self) -> list[str]:
+        """The vector spaces that this process writes to: one, or none before `open`."""
+        return [] if self._vectors is None else [self._vectors.space]
+
+    @property
     def threshold(self) -> float:
         """The least similarity of a hit: the configured one, else the embedding model's."""
         configured = self._config.similarity_threshold
@@ -119,10 +124,14 @@ class SemanticLayer:
             space=identity.fingerprint(self._embedder.model_id, dimensions),
             dimensions=dimensions,
         )
-        await vectors.ensure_index()
-        if self.is_guarded:
-            # The word lists take 20 ms or more to read; the first hit shall not wait for them.
-            await asyncio.to_thread(guards.prepare)
+        try:
+            await vectors.ensure_index()
+            if self.is_guarded:
+                # The word lists take 20 ms or more to read; the first hit shall not wait for them.
+                await asyncio.to_thread(_prepare_guards)
+        except BaseException:
+            await vectors.aclose()
+            raise
         self._vectors = vectors
 
     async def locate(
@@ -163,9 +172,11 @@ class SemanticLayer:
         return await self.vectors.nearest(place.scope, place.vector, limit=limit)
 
     async def lookup(
-        self, place: Place, accepts: Callable[[Sealed], bool] = lambda _: True
+        self, place: Place, asked: str, accepts: Callable[[Sealed], bool] = lambda _: True
     ) -> SemanticHit | None:
         """Return the nearest living answer that may be served at *place* and that *accepts* takes.
+
+        *asked* is the digest of the request itself.
 
         Two round trips for a hit, one for a miss. Entries whose answers are gone are deleted, and
         as they may have stood before living ones, the search is then repeated with a wider view.
@@ -183,10 +194,12 @@ class SemanticLayer:
                 threshold=self.threshold,
                 guarded=self._config.guards,
             ):
-                found, left_ms = await self._exact.lookup_with_ttl(candidate.digest)
+                found, left_ms = await self._exact.lookup_for(
+                    asked, candidate.digest, self.vectors.line
+                )
                 # An alias has no entry of its own; one that leads to it outlived its answer.
                 if found.entry is not None and not found.entry.is_alias:
-                    if accepts(found.entry):
+                    if left_ms > 0 and accepts(found.entry):
                         return SemanticHit(candidate, found.entry, left_ms)
                 elif not found.is_foreign:
                     # An answer of another version is alive to the workers that can read it.
@@ -199,8 +212,13 @@ class SemanticLayer:
             limit *= 4
 
     async def aclose(self) -> None:
-        """End the embeddings that are under way; whoever waits for one gets `CacheClosed`."""
+        """End embeddings and searches that are under way.
+
+        Whoever waits for an embedding gets `CacheClosed`, for a search `StoreUnavailable`.
+        """
         await self._embeddings.aclose()
+        if self._vectors is not None:
+            await self._vectors.aclose()
 
     def entry(self, place: Place, digest: str) -> HashWrite:
         """Return the entry to store with the answer *digest*, so that *place* leads to it."""
@@ -219,6 +237,12 @@ def _kept(
         return None
     ttl_ms = max(1, round(1000 * config.keep_embeddings_s))
     return KeptEmbeddings(connection, keys, model_id=embedder.model_id, ttl_ms=ttl_ms)
+
+
+def _prepare_guards() -> None:
+    from llm_cache._core import guards
+
+    guards.prepare()
 
 
 def _sees_all(_text: str) -> str:

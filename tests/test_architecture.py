@@ -15,7 +15,7 @@ LAYERS = [
     {"cli"},
     {"testing"},
     {"cache", "_wrap", "_wrap_embeddings"},
-    {"_engine", "_explain"},
+    {"_engine", "_explain", "_invalidate"},
     {"_ends"},
     {"_semantic"},
     {"_embedding", "_batches"},

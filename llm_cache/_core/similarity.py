@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from llm_cache._core import guards
 from llm_cache._core.types import Candidate
 
 FLOAT16_TOLERANCE = 0.0003
@@ -20,6 +19,9 @@ def acceptable(
     A candidate may answer when its similarity is at least *threshold* and, if *guarded*, no
     lexical guard objects to it or fails.
     """
+    # Imported where they are used: with their lexicon they are a sixth of what an import costs.
+    from llm_cache._core import guards
+
     signature: guards.Signature | None = None
     for candidate in candidates:
         if candidate.similarity < _least(threshold):
@@ -37,6 +39,8 @@ def acceptable(
 
 def objection(prompt: str, candidate: Candidate, *, threshold: float, guarded: bool) -> str | None:
     """Return why *candidate* may not answer *prompt*, or `None` where it may."""
+    from llm_cache._core import guards
+
     if candidate.similarity < _least(threshold):
         return f"similarity below {threshold:g}"
     try:

@@ -28,6 +28,8 @@ class Kind(StrEnum):
     SOURCE = "source"
     """Something that answers were made from."""
     TAG = "tag"
+    PATTERN = "pattern"
+    """What prompts look like. Never in the purge table: the answers are named by their keys."""
     AGE = "age"
     """Its token is no moment of an invalidation but the time before which answers are dead."""
 

@@ -68,6 +68,12 @@ class ChatRequest:
     normalized: str = field(repr=False)
     """`text` after prompt normalisation; what the exact key holds."""
 
+    def unstreamed(self) -> ChatRequest:
+        """Return the same request for an answer that comes in one piece."""
+        streaming = {"stream", "stream_options"}
+        params = {name: value for name, value in self.params.items() if name not in streaming}
+        return replace(self, params=params)
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -96,7 +102,7 @@ class Entry:
     similarity: float | None = None
     """For an alias: the similarity with which it was promoted."""
 
-    def as_alias(self, origin: str, similarity: float) -> Entry:
+    def as_alias(self, origin: str, similarity: float | None) -> Entry:
         """Return a copy of this entry for another prompt, which it answers with *similarity*."""
         return replace(self, origin=origin, similarity=similarity)
 

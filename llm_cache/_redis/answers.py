@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
 
+from llm_cache._core.codec import encode_entry
 from llm_cache._core.keys import Keys
 from llm_cache._core.types import Entry
 from llm_cache._redis.connection import Connection
-from llm_cache._redis.exact import ExactStore
+from llm_cache._redis.exact import ExactStore, pair
 
 _MOST_REJECTED = 10_000
 """Pairs of a request and an answer that are remembered as wrong; the oldest go first."""
@@ -27,8 +29,10 @@ class Answers:
         keys: Keys,
         exact: ExactStore,
         *,
+        compress: bool = True,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self._compress = compress
         self._connection = connection
         self._keys = keys
         self._exact = exact
@@ -80,6 +84,23 @@ class Answers:
         """Forget that the answer *origin* was wrong for *request*. One round trip."""
         await self._connection.execute("ZREM", self._keys.rejected, pair(request, origin))
 
+    async def copy(self, origin: str, request: str) -> bool:
+        """Write the answer *origin* as the answer of *request*; return whether it was there.
+
+        Two round trips.
+        """
+        pipeline = self._connection.client.pipeline(transaction=False)
+        pipeline.pttl(self._keys.answer(origin))
+        (found,), (left_ms,) = await asyncio.gather(
+            self._exact.lookup_many([origin]), self._connection.run(pipeline.execute())
+        )
+        if found.entry is None or left_ms <= 0:
+            return False
+        alias = found.entry.open().as_alias(origin, None)
+        blob = encode_entry(alias, request, compress=self._compress)
+        await self._exact.promote(request, origin, blob, left_ms=left_ms, replaces=True)
+        return True
+
     async def sources(self, depends_on: Sequence[str]) -> tuple[str, ...] | None:
         """Return *depends_on* with what the answers among them were made from in their turn.
 
@@ -96,7 +117,7 @@ class Answers:
         return tuple(dict.fromkeys([*depends_on, *inherited]))
 
     async def note_unindexed(self, until_s: float, lifetime_s: float) -> None:
-        """Note that there will be answers until *until_s* that no index has. Seldom a round trip."""
+        """Note that until *until_s* there are answers that no index has. Seldom a round trip."""
         if until_s > self._unindexed_until_s:
             # Noted ahead, so that the next answers of this lifetime need no command.
             until_s += lifetime_s
@@ -110,11 +131,6 @@ class Answers:
     async def has_unindexed(self) -> bool:
         """Tell whether there may be answers whose prompts no index has. One round trip."""
         return bool(await self._connection.execute("EXISTS", self._keys.unindexed))
-
-
-def pair(request: str, origin: str) -> str:
-    """Return what names a request together with an answer that was served to it."""
-    return f"{request}:{origin}"
 
 
 def _text(value: bytes | str) -> str:

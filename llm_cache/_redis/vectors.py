@@ -6,20 +6,23 @@ The index is created with this statement (`<…>` are placeholders)::
         NOOFFSETS NOHL NOFIELDS NOFREQS STOPWORDS 0
         SCHEMA scope TAG CASESENSITIVE
                vector VECTOR HNSW 12 TYPE FLOAT16 DIM <dims> DISTANCE_METRIC COSINE
-                                     M 16 EF_CONSTRUCTION 200 EF_RUNTIME 50
+                                     M 16 EF_CONSTRUCTION 200 EF_RUNTIME 100
 
 Two plans search it. A small scope is read exactly, every entry of it scored, which is both fast
 and without loss. A large one is searched through the graph; scopes are kept apart there by the
 signs that turn their vectors (`_core/vectors.py`), and every row is compared on its scope before
-anything else. Which plan a scope takes is asked from Redis at a bounded price: counting stops at
-the limit.
+anything else. Which plan a scope takes is asked from Redis at a bounded price (counting stops at
+the limit), and nobody waits for it but the first search of a scope: later the question travels
+along with a search. A scope that has grown meanwhile costs that search some time and nothing else.
+
+Searches go over one connection of their own, several of them on their way at once.
 """
 
 from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any
 
 from llm_cache._core.keys import Keys, answer_digest
@@ -27,6 +30,7 @@ from llm_cache._core.types import Candidate
 from llm_cache._core.vectors import Vector, salted_blob
 from llm_cache._redis.connection import Connection
 from llm_cache._redis.lease import HashWrite
+from llm_cache._redis.line import Command, Line
 from llm_cache.errors import (
     ConfigurationError,
     IndexMismatch,
@@ -37,10 +41,12 @@ from llm_cache.errors import (
 SMALL_SCOPE = 2_000
 """Entries up to which a scope is searched exactly. Measured crossover of the two plans."""
 _SIZE_AGE_S = 60.0
-_SIZES_KEPT = 10_000
+_SIZES_KEPT = 50_000
+_EVERYTHING = "*"
 _EXACT = "@scope:{{{scope}}}=>[KNN {limit} @vector $v HYBRID_POLICY ADHOC_BF AS distance]"
 _GRAPH = "*=>[KNN {limit} @vector $v EF_RUNTIME {ef} AS distance]"
-_EF_RUNTIME = 50
+_EF_RUNTIME = 100
+_PROMPTS_AT_ONCE = 1_000
 _MAX_DIMENSIONS = 32_768
 # RediSearch 2 has one wording for searches and one for `FT.INFO`; 8.10 has the third for both.
 _LOST = ("no such index", "unknown index name", "index not found")
@@ -62,17 +68,19 @@ class VectorStore:
             raise ConfigurationError(
                 f"an embedder must have 1 to {_MAX_DIMENSIONS} dimensions; got {dimensions}"
             )
-        self._connection = connection
         self._keys = keys
-        self._space = space
+        self.space = space
+        """Its fingerprint."""
         self.dimensions = dimensions
         """Length of every vector."""
         self._sizes = _ScopeSizes(clock)
+        self.line = Line(connection)
+        """Carries the searches; what they lead to may be fetched over it. Replies are RESP2."""
 
     @property
     def index(self) -> str:
         """Name of the index."""
-        return self._keys.index(self._space)
+        return self._keys.index(self.space)
 
     async def ensure_index(self) -> None:
         """Create the index unless it is there. Two round trips.
@@ -89,62 +97,86 @@ class VectorStore:
     async def nearest(self, scope: str, vector: Vector, *, limit: int) -> list[Candidate]:
         """Return at most *limit* entries of *scope*, nearest first.
 
-        One round trip; one more when the size of the scope was last asked over a minute ago. An
-        index that was lost is made anew, and has no entries yet.
+        One round trip; one more for the first search of a scope. An index that was lost is made
+        anew, and has no entries yet.
         """
-        query = _EXACT if await self._is_small(scope) else _GRAPH
-        reply = await self._ask(
-            "FT.SEARCH",
-            self.index,
+        unknown = self._sizes.unknown(scope)
+        if unknown:
+            await self._count(unknown)
+        query = _EXACT if self._sizes.is_small(scope) else _GRAPH
+        search = (
+            *("FT.SEARCH", self.index),
             query.format(scope=scope, limit=limit, ef=max(_EF_RUNTIME, limit)),
             *("PARAMS", 2, "v", salted_blob(vector, scope)),
             *("RETURN", 3, "scope", "distance", "prompt"),
             *("SORTBY", "distance", "LIMIT", 0, limit, "DIALECT", 2),
         )
+        reply = await self._count(self._sizes.due(scope), search)
         return [] if reply is None else _candidates(reply, scope)
+
+    async def aclose(self) -> None:
+        """Let go of the connection for searches."""
+        await self.line.aclose()
 
     def entry(self, *, digest: str, scope: str, vector: Vector, prompt: str) -> HashWrite:
         """Return key and fields of the semantic entry that leads to the answer *digest*."""
         fields: list[str | bytes] = ["vector", salted_blob(vector, scope), "scope", scope]
         if prompt:
             fields += ["prompt", prompt]
-        return self._keys.entry(self._space, digest), fields
+        return self._keys.entry(self.space, digest), fields
 
     async def forget(self, entry_keys: Iterable[str]) -> None:
         """Delete semantic entries whose answers are gone. One round trip."""
-        await self._connection.execute("UNLINK", *entry_keys)
+        await self.line.execute("UNLINK", *entry_keys)
+
+    async def prompts(self) -> AsyncIterator[list[tuple[str, str]]]:
+        """Yield the digest of the answer and the prompt of every entry, in batches.
+
+        One round trip for a thousand entries. Not for the path of a call.
+        """
+        opened = await self._ask(
+            (
+                *("FT.AGGREGATE", self.index, "*", "LOAD", 2, "@__key", "prompt"),
+                *("WITHCURSOR", "COUNT", _PROMPTS_AT_ONCE, "DIALECT", 2),
+            )
+        )
+        while opened is not None:
+            (_, *rows), cursor = opened[0]
+            fields = map(_mapping, rows)
+            yield [
+                (answer_digest(row[b"__key"].decode()), row[b"prompt"].decode("utf-8", "replace"))
+                for row in fields
+                if b"__key" in row and b"prompt" in row
+            ]
+            if not cursor:
+                return
+            opened = await self._ask(("FT.CURSOR", "READ", self.index, cursor))
 
     async def count(self) -> int:
         """Return the number of entries in the index. One round trip."""
-        info = await self._ask("FT.INFO", self.index)
-        return 0 if info is None else int(_mapping(info).get("num_docs", 0))
+        answers = await self._ask(("FT.INFO", self.index))
+        return 0 if answers is None else int(_mapping(answers[0]).get(b"num_docs", 0))
 
-    async def _is_small(self, scope: str) -> bool:
-        # In a small index every scope is, and one question a minute answers for all of them.
-        everything, this_scope = "*", f"@scope:{{{scope}}}"
-        return await self._has_few(everything) or await self._has_few(this_scope)
+    async def _count(self, queries: Sequence[str], *search: Command) -> Any | None:
+        """Learn which of *queries* find few entries; return the answer of a *search* beside it."""
+        answers = await self._ask(*search, *map(self._counting, queries))
+        if answers is None:
+            return None
+        for query, counted in zip(queries, answers[len(search) :], strict=True):
+            self._sizes.put(query, is_small=len(counted) == 1)
+        return answers[0] if search else None
 
-    async def _has_few(self, query: str) -> bool:
-        """Tell whether *query* finds at most `SMALL_SCOPE` entries, as of a minute ago."""
-        known = self._sizes.get(query)
-        if known is not None:
-            return known
-        reply = await self._ask(
-            "FT.AGGREGATE",
-            self.index,
-            query,
-            # Rows are counted lazily: the server stops when it has skipped this many.
-            *("LIMIT", SMALL_SCOPE, 1, "DIALECT", 2),
-        )
-        return self._sizes.put(query, is_small=reply is None or not _has_rows(reply))
+    def _counting(self, query: str) -> Command:
+        # Rows are counted lazily: the server stops when it has skipped this many.
+        return ("FT.AGGREGATE", self.index, query, "LIMIT", SMALL_SCOPE, 1, "DIALECT", 2)
 
-    async def _ask(self, *command: Any) -> Any | None:
-        """Return the answer of the index; `None` where it was lost and is empty again.
+    async def _ask(self, *commands: Command) -> list[Any] | None:
+        """Return the answers of the index; `None` where it was lost and is empty again.
 
         `FLUSHALL` takes the index along, and so does a restart without persistence.
         """
         try:
-            return await self._connection.execute(*command)
+            return await self.line.execute_all(*commands)
         except StoreUnavailable as error:
             if not any(words in str(error).lower() for words in _LOST):
                 raise
@@ -155,7 +187,7 @@ class VectorStore:
 
     async def _index_names(self) -> set[str]:
         try:
-            names = await self._connection.execute("FT._LIST")
+            names = await self.line.execute("FT._LIST")
         except StoreUnavailable as error:
             if "unknown command" not in str(error).lower():
                 raise
@@ -168,9 +200,9 @@ class VectorStore:
 
     async def _create_index(self) -> None:
         try:
-            await self._connection.execute(
+            await self.line.execute(
                 *("FT.CREATE", self.index, "ON", "HASH"),
-                *("PREFIX", 1, self._keys.entry_prefix(self._space)),
+                *("PREFIX", 1, self._keys.entry_prefix(self.space)),
                 *("NOOFFSETS", "NOHL", "NOFIELDS", "NOFREQS", "STOPWORDS", 0),
                 *("SCHEMA", "scope", "TAG", "CASESENSITIVE"),
                 *("vector", "VECTOR", "HNSW", 12, "TYPE", "FLOAT16", "DIM", self.dimensions),
@@ -183,21 +215,21 @@ class VectorStore:
                 raise
 
     async def _check_index(self) -> None:
-        info = _mapping(await self._connection.execute("FT.INFO", self.index))
-        fields = [_mapping(field) for field in info["attributes"]]
-        vector = next((f for f in fields if _text(f.get("attribute", "")) == "vector"), {})
+        info = _mapping(await self.line.execute("FT.INFO", self.index))
+        fields = [_mapping(field) for field in info[b"attributes"]]
+        vector = next((field for field in fields if field.get(b"attribute") == b"vector"), {})
         found = {
-            name: _text(vector.get(name, "nothing")).upper()
+            name: _text(vector.get(name.encode(), "nothing")).upper()
             for name in ("algorithm", "data_type", "dim", "distance_metric")
         }
-        prefixes = _mapping(info["index_definition"]).get("prefixes", [])
+        prefixes = _mapping(info[b"index_definition"]).get(b"prefixes", [])
         found["prefix"] = ", ".join(_text(prefix) for prefix in prefixes)
         wanted = {
             "algorithm": "HNSW",
             "data_type": "FLOAT16",
             "dim": str(self.dimensions),
             "distance_metric": "COSINE",
-            "prefix": self._keys.entry_prefix(self._space),
+            "prefix": self._keys.entry_prefix(self.space),
         }
         wrong = [
             f"{name} {found[name]} instead of {wanted[name]}"
@@ -213,65 +245,84 @@ class VectorStore:
 
 
 class _ScopeSizes:
-    """Which queries find few entries, as far as they were asked lately. Bounded."""
+    """Which scopes have few entries, as far as they were asked for. Bounded.
+
+    Each is known by the query that counts it. In a small index every scope is small, and one
+    answer serves for all of them.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._known: OrderedDict[str, tuple[bool, float]] = OrderedDict()
 
-    def get(self, query: str) -> bool | None:
-        known = self._known.get(query)
-        if known is None or self._clock() - known[1] > _SIZE_AGE_S:
-            return None
-        return known[0]
+    def is_small(self, scope: str) -> bool:
+        """Tell whether *scope* had few entries; one that is not known has none yet."""
+        return any(
+            self._known.get(query, (query != _EVERYTHING, 0.0))[0]
+            for query in (_EVERYTHING, _within(scope))
+        )
 
-    def put(self, query: str, *, is_small: bool) -> bool:
+    def unknown(self, scope: str) -> Sequence[str]:
+        """Return what has to be asked before *scope* is searched."""
+        everything = self._known.get(_EVERYTHING)
+        if everything is None:
+            return (_EVERYTHING, _within(scope))
+        is_known = everything[0] or _within(scope) in self._known
+        return () if is_known else (_within(scope),)
+
+    def due(self, scope: str) -> Sequence[str]:
+        """Return what was asked long ago. Whoever is told is the one to ask it again."""
+        now_s = self._clock()
+        queries = []
+        for query in (_EVERYTHING, _within(scope)):
+            is_small, asked_s = self._known.get(query, (False, now_s))
+            if now_s - asked_s > _SIZE_AGE_S:
+                self._known[query] = (is_small, now_s)
+                queries.append(query)
+        return queries
+
+    def put(self, query: str, *, is_small: bool) -> None:
+        """Remember whether *query* finds few entries."""
         self._known[query] = (is_small, self._clock())
         self._known.move_to_end(query)
         if len(self._known) > _SIZES_KEPT:
             self._known.popitem(last=False)
-        return is_small
 
 
-def _candidates(reply: Any, scope: str) -> list[Candidate]:
-    """Return the rows of *scope* in *reply*, nearest first."""
-    candidates = [
-        Candidate(
-            key=key,
-            digest=answer_digest(key),
-            prompt=_text(fields.get("prompt", "")),
-            similarity=1 - float(fields["distance"]),
-        )
-        for key, fields in _rows(reply)
+def _within(scope: str) -> str:
+    return f"@scope:{{{scope}}}"
+
+
+def _candidates(reply: Sequence[Any], scope: str) -> list[Candidate]:
+    """Return the rows of *scope* in *reply*, nearest first.
+
+    A reply is a flat list: a count, and key and fields of each row.
+    """
+    candidates = []
+    wanted = scope.encode()
+    for key, fields in zip(reply[1::2], reply[2::2], strict=True):
+        row = _mapping(fields or ())
         # A row without fields is an entry that expired between the search and the reply; a row of
         # another scope is what the graph finds where the scope has fewer entries than asked for.
-        if "distance" in fields and _text(fields.get("scope", "")) == scope
-    ]
+        if b"distance" in row and row.get(b"scope") == wanted:
+            name = key.decode()
+            candidates.append(
+                Candidate(
+                    key=name,
+                    digest=answer_digest(name),
+                    prompt=row.get(b"prompt", b"").decode("utf-8", "replace"),
+                    similarity=1 - float(row[b"distance"]),
+                )
+            )
     # The server sorted them, as far as it merged them itself.
-    return sorted(candidates, key=lambda candidate: -candidate.similarity)
+    candidates.sort(key=lambda candidate: -candidate.similarity)
+    return candidates
 
 
-def _rows(reply: Any) -> list[tuple[str, dict[str, Any]]]:
-    """Return key and fields of each row of a search: RESP3 answers maps, RESP2 a flat list."""
-    if isinstance(reply, Mapping):
-        rows = [_mapping(row) for row in _mapping(reply)["results"]]
-        pairs = [(row["id"], row.get("extra_attributes")) for row in rows]
-    else:
-        pairs = list(zip(reply[1::2], reply[2::2], strict=True))
-    return [(_text(key), _mapping(fields or [])) for key, fields in pairs]
-
-
-def _has_rows(reply: Any) -> bool:
-    """Tell whether an aggregation answered any row."""
-    return bool(_mapping(reply)["results"] if isinstance(reply, Mapping) else reply[1:])
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    """Return a RESP3 map, or a RESP2 list of names and values, as a dict."""
-    if isinstance(value, Mapping):
-        return {_text(name): item for name, item in value.items()}
+def _mapping(flat: Sequence[Any]) -> dict[Any, Any]:
+    """Return a flat list of names and values as a dict."""
     # Lists that describe a field end with flags that have no value.
-    return {_text(name): item for name, item in zip(value[::2], value[1::2], strict=False)}
+    return dict(zip(flat[::2], flat[1::2], strict=False))
 
 
 def _text(value: Any) -> str:

@@ -1,5 +1,7 @@
 """The index and its two plans."""
 
+import asyncio
+
 import numpy as np
 import pytest
 
@@ -31,7 +33,8 @@ def clock():
 async def store(connection, namespace, clock):
     store = VectorStore(connection, Keys(namespace), space="s", dimensions=DIMENSIONS, clock=clock)
     await store.ensure_index()
-    return store
+    yield store
+    await store.aclose()
 
 
 def unit(seed: int, count: int = 1) -> np.ndarray:
@@ -49,12 +52,26 @@ async def fill(connection, store, scope: str, rows: np.ndarray, ttl_ms: int = 60
     await pipeline.execute()
 
 
-async def plan_of(redis, action) -> set[str]:
-    """Return which kinds of query *action* sent."""
-    await redis.config_resetstat()
-    await action
-    stats = await redis.info("commandstats")
-    return {name for name in stats if "ft" in name.lower() or "aggregate" in name.lower()}
+@pytest.fixture
+def sent(store, monkeypatch):
+    """What the store sends to Redis, one list for each round trip."""
+    execute_all, trips = store.line.execute_all, []
+
+    async def note(*commands):
+        trips.append(commands)
+        return await execute_all(*commands)
+
+    monkeypatch.setattr(store.line, "execute_all", note)
+    return trips
+
+
+def shapes(trips) -> list[list[str]]:
+    """Return what was asked in each round trip: a search by its plan, or a count."""
+    names = {"FT.AGGREGATE": "count"}
+    return [
+        [names.get(c[0]) or ("exact" if c[2].startswith("@") else "graph") for c in commands]
+        for commands in trips
+    ]
 
 
 async def test_nearest_come_first_and_only_from_their_scope(connection, store):
@@ -79,22 +96,63 @@ async def test_both_plans_agree(connection, store, monkeypatch, clock):
 
     monkeypatch.setattr(vectors, "SMALL_SCOPE", 10)
     clock.advance(61)
+    await store.nearest("b", rows[7], limit=1)
+    await store.nearest("b", rows[7], limit=1)
     graph = await store.nearest("b", rows[7], limit=1)
 
     assert [c.key for c in exact] == [c.key for c in graph]
 
 
-async def test_scope_grown_large_changes_its_plan_within_a_minute(
-    connection, store, monkeypatch, clock
+async def test_known_scope_costs_one_round_trip_and_the_first_search_one_more(store, sent):
+    for _ in range(3):
+        await store.nearest("a", unit(1)[0], limit=4)
+
+    assert shapes(sent) == [["count", "count"], ["exact"], ["exact"], ["exact"]]
+
+
+async def test_small_index_is_asked_once_for_all_scopes(store, sent):
+    for scope in "abc":
+        await store.nearest(scope, unit(1)[0], limit=4)
+
+    assert shapes(sent) == [["count", "count"], ["exact"], ["exact"], ["exact"]]
+
+
+async def test_scope_of_a_large_index_is_asked_for_by_itself(connection, store, sent, monkeypatch):
+    monkeypatch.setattr(vectors, "SMALL_SCOPE", 10)
+    await fill(connection, store, "a", unit(3, 11))
+
+    await store.nearest("a", unit(1)[0], limit=4)
+    await store.nearest("b", unit(1)[0], limit=4)
+
+    assert shapes(sent) == [["count", "count"], ["graph"], ["count"], ["exact"]]
+
+
+async def test_scope_grown_large_is_noticed_beside_a_search_within_a_minute(
+    connection, store, sent, monkeypatch, clock
 ):
     monkeypatch.setattr(vectors, "SMALL_SCOPE", 10)
     await fill(connection, store, "a", unit(3, 10))
-    assert await store._is_small("a")
+    await store.nearest("a", unit(1)[0], limit=4)
     await fill(connection, store, "a", unit(4, 11))
+    sent.clear()
+    clock.advance(60)
+    await store.nearest("a", unit(1)[0], limit=4)
+    clock.advance(1)
+    for _ in range(2):
+        await store.nearest("a", unit(1)[0], limit=4)
 
-    assert await store._is_small("a")
+    assert shapes(sent) == [["exact"], ["exact", "count", "count"], ["graph"]]
+
+
+async def test_size_that_is_old_is_asked_for_by_one_of_many_searches(store, sent, clock):
+    await store.nearest("a", unit(1)[0], limit=4)
     clock.advance(61)
-    assert not await store._is_small("a")
+    sent.clear()
+
+    await asyncio.gather(*(store.nearest("a", unit(1)[0], limit=4) for _ in range(5)))
+
+    counts = [shape for shape in shapes(sent) if "count" in shape]
+    assert counts == [["exact", "count", "count"]]
 
 
 async def test_unknown_scope_has_no_neighbours(store):
@@ -106,20 +164,17 @@ async def test_expired_entries_are_no_candidates(connection, store):
     await fill(connection, store, "a", row, ttl_ms=1)
     while await connection.client.exists("t:gone"):
         pass
-    import asyncio
-
     await asyncio.sleep(0.01)
 
     assert await store.nearest("a", row[0], limit=4) == []
 
 
 async def test_index_is_made_once_by_any_number_of_workers(connection, namespace):
-    import asyncio
-
     stores = [
         VectorStore(connection, Keys(namespace), space="many", dimensions=8) for _ in range(8)
     ]
     await asyncio.gather(*(store.ensure_index() for store in stores))
+    await asyncio.gather(*(store.aclose() for store in stores))
 
 
 @pytest.mark.parametrize("dimensions", [0, -1, 32_769])
@@ -128,39 +183,19 @@ def test_dimensions_have_limits(connection, namespace, dimensions):
         VectorStore(connection, Keys(namespace), space="s", dimensions=dimensions)
 
 
-RESP2 = [2, b"n:s:f:{aa}:0", [b"scope", b"s", b"distance", b"0.25", b"prompt", b"p"]]
-RESP3 = {
-    b"total_results": 2,
-    b"results": [
-        {
-            b"id": b"n:s:f:{aa}:0",
-            b"extra_attributes": {b"scope": b"s", b"distance": b"0.25", b"prompt": b"p"},
-        },
-    ],
-}
+REPLY = [1, b"n:s:f:{aa}:0", [b"scope", b"s", b"distance", b"0.25", b"prompt", b"p"]]
 
 
-@pytest.mark.parametrize("reply", [RESP2, RESP3], ids=["RESP2", "RESP3"])
-def test_both_shapes_of_a_reply_are_read(reply):
-    (candidate,) = vectors._candidates(reply, "s")
+def test_reply_is_read():
+    (candidate,) = vectors._candidates(REPLY, "s")
     assert (candidate.digest, candidate.prompt, candidate.similarity) == ("aa", "p", 0.75)
 
 
 def test_row_of_another_scope_is_dropped():
-    assert vectors._candidates(RESP2, "t") == []
+    assert vectors._candidates(REPLY, "t") == []
 
 
-@pytest.mark.parametrize(
-    "reply",
-    [
-        [1, b"n:s:f:{aa}:0", None],
-        [1, b"n:s:f:{aa}:0", []],
-        {b"results": [{b"id": b"n:s:f:{aa}:0"}]},
-        {b"results": [{b"id": b"n:s:f:{aa}:0", b"extra_attributes": None}]},
-        [0],
-        {b"results": []},
-    ],
-)
+@pytest.mark.parametrize("reply", [[1, b"n:s:f:{aa}:0", None], [1, b"n:s:f:{aa}:0", []], [0]])
 def test_row_that_expired_meanwhile_is_no_candidate(reply):
     assert vectors._candidates(reply, "s") == []
 
@@ -205,14 +240,14 @@ async def test_lost_index_counts_nothing_and_is_made_anew(store, redis):
     ],
 )
 async def test_loss_of_the_index_is_told_in_many_words(connection, store, monkeypatch, answer):
-    execute = connection.execute
+    execute_all = store.line.execute_all
 
-    async def lose(*command: object) -> object:
-        if command[0] == "FT.SEARCH":
-            raise StoreUnavailable(f"Redis answered: {answer}")
-        return await execute(*command)
+    async def lose(*commands):
+        if commands[0][0] == "FT.CREATE":
+            return await execute_all(*commands)
+        raise StoreUnavailable(f"Redis answered: {answer}")
 
-    monkeypatch.setattr(connection, "execute", lose)
+    monkeypatch.setattr(store.line, "execute_all", lose)
     assert await store.nearest("s", unit(1)[0], limit=4) == []
 
 
@@ -220,6 +255,6 @@ async def test_other_trouble_of_a_search_is_raised(connection, store, monkeypatc
     async def refuse(*_: object) -> None:
         raise StoreUnavailable("Redis answered: OOM command not allowed")
 
-    monkeypatch.setattr(connection, "execute", refuse)
+    monkeypatch.setattr(store.line, "execute_all", refuse)
     with pytest.raises(StoreUnavailable, match="OOM"):
         await store.nearest("s", unit(1)[0], limit=4)

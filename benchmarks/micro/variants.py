@@ -1,0 +1,249 @@
+"""Other ways to keep the semantic entries: what each costs in bytes, time and recall.
+
+The hash that the product writes, and the statement that makes its index, with one thing changed at
+a time; 20,000 real vectors in one scope. It speaks to `_redis` (`VectorStore.entry`, and what
+`FT.CREATE` the store sends), since no public door leads to other layouts. Bytes are those of hash
+and index alone, without the answer. Recall is that of the graph, above a similarity of 0.8.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from redis import asyncio as redis
+
+from benchmarks.micro import material
+from benchmarks.micro.material import Material
+from benchmarks.micro.semantic import GivenVectors
+from benchmarks.micro.settings import Micro, Row, Settings
+from llm_cache import CacheConfig, LLMCache
+from llm_cache._core.keys import Keys
+from llm_cache._core.vectors import salted_blob
+from llm_cache._redis.connection import Connection
+from llm_cache._redis.vectors import VectorStore
+
+_ENTRIES = 20_000
+_SCOPE = "ybh36qrzakkpg722aidoozyjeoxe4pze"
+_THRESHOLD = 0.8
+_TIE = 0.002
+
+Statement = list[Any]
+Fields = dict[Any, Any]
+Vector = Any
+
+
+@dataclass(frozen=True, slots=True)
+class _Variant:
+    name: str
+    statement: Callable[[Statement], Statement] = field(default=lambda statement: statement)
+    fields: Callable[[Fields], Fields] = field(default=lambda fields: fields)
+    settings: Sequence[tuple[str, str]] = ()
+    ef: int = 50
+    blob: Callable[[Vector], bytes] | None = None
+
+
+def _put(name: str, value: Any) -> Callable[[Statement], Statement]:
+    """Return a change of the value behind *name*."""
+
+    def change(statement: Statement) -> Statement:
+        at = statement.index(name) + 1
+        return [*statement[:at], value, *statement[at + 1 :]]
+
+    return change
+
+
+def _attribute(name: str, value: Any) -> Callable[[Statement], Statement]:
+    """Return an addition to the attributes of the vector field."""
+
+    def change(statement: Statement) -> Statement:
+        at = statement.index("HNSW") + 1
+        count = statement[at] + 2
+        return [*statement[:at], count, *statement[at + 1 :], name, value]
+
+    return change
+
+
+def _without_case(statement: Statement) -> Statement:
+    return [word for word in statement if word != "CASESENSITIVE"]
+
+
+def _flat(statement: Statement) -> Statement:
+    at = statement.index("HNSW")
+    kept = {"TYPE", "DIM", "DISTANCE_METRIC"}
+    pairs = list(zip(statement[at + 2 :: 2], statement[at + 3 :: 2], strict=True))
+    chosen = [word for name, value in pairs if name in kept for word in (name, value)]
+    return [*statement[:at], "FLAT", len(chosen), *chosen]
+
+
+def _salted(vector: Vector) -> np.ndarray[Any, np.dtype[np.float16]]:
+    return np.frombuffer(salted_blob(vector, _SCOPE), dtype="<f2")
+
+
+def _bfloat16(vector: Vector) -> bytes:
+    bits = _salted(vector).astype("<f4").view("<u4")
+    # Rounded to the nearest; the upper half of a float32 is a bfloat16.
+    return ((bits + 0x8000) >> 16).astype("<u2").tobytes()
+
+
+def _int8(vector: Vector) -> bytes:
+    row = _salted(vector).astype(np.float32)
+    return np.round(row / np.abs(row).max() * 127).astype(np.int8).tobytes()
+
+
+_VARIANTS = (
+    _Variant("as it is"),
+    *(_Variant(f"M {m}", _put("M", m)) for m in (6, 8, 12, 24, 32)),
+    _Variant("EF_CONSTRUCTION 100", _put("EF_CONSTRUCTION", 100)),
+    _Variant("EF_CONSTRUCTION 400", _put("EF_CONSTRUCTION", 400)),
+    _Variant("EF_RUNTIME 20", ef=20),
+    _Variant("EF_RUNTIME 100", ef=100),
+    _Variant("BLOCK_SIZE 128", _attribute("BLOCK_SIZE", 128)),
+    _Variant("scope without CASESENSITIVE", _without_case),
+    _Variant("scope of 16 characters", fields=lambda f: {**f, "scope": _SCOPE[:16]}),
+    _Variant(
+        "no prompt in the hash", fields=lambda f: {k: v for k, v in f.items() if k != "prompt"}
+    ),
+    _Variant("hash-max-listpack-value 8192", settings=[("hash-max-listpack-value", "8192")]),
+    _Variant(
+        "FLOAT32",
+        _put("TYPE", "FLOAT32"),
+        blob=lambda v: _salted(v).astype("<f4").tobytes(),
+    ),
+    _Variant("BFLOAT16", _put("TYPE", "BFLOAT16"), blob=_bfloat16),
+    _Variant("INT8", _put("TYPE", "INT8"), blob=_int8),
+    _Variant("FLAT", _flat),
+)
+
+
+async def run(settings: Settings) -> list[Row]:
+    """Measure every variant at 384 and 1,536 dimensions."""
+    given = await material.load(settings)
+    rows: list[Row] = []
+    for dimensions in (384, 1_536):
+        wide = given if dimensions == 384 else given.lifted(dimensions, settings.seed)
+        for variant in _VARIANTS:
+            rows.append(await _measure(settings, wide, dimensions, variant))
+            settings.keep(rows)
+    return rows
+
+
+async def _measure(settings: Settings, given: Material, dimensions: int, variant: _Variant) -> Row:
+    about: Row = {"dimensions": dimensions, "variant": variant.name}
+    # The cache starts the server, and says what it would send.
+    config = CacheConfig(namespace=f"bench.variants.{time.time_ns()}", redis_timeout_s=60)
+    embedder = GivenVectors(dimensions)
+    async with LLMCache(settings.url, embedder=embedder, config=config) as cache:
+        bare = redis.Redis.from_url(cache.redis_url, protocol=2)
+        name = f"bench.variant.{time.time_ns()}"
+        try:
+            for setting, value in variant.settings:
+                await bare.config_set(setting, value)
+            statement = variant.statement(await _statement(cache.redis_url, name, dimensions))
+            before = (await bare.info("memory"))["used_memory"]
+            await bare.execute_command(*statement)
+        except redis.ResponseError as error:
+            return {**about, "why": f"refused: {error}"}
+        else:
+            return {**about, **await _fill(settings, bare, given, variant, name, before)}
+        finally:
+            await bare.aclose()
+
+
+async def _statement(url: str, namespace: str, dimensions: int) -> Statement:
+    """Return the statement that the product makes an index of *namespace* with."""
+    connection = Connection(url, max_connections=1, timeout_s=10)
+    await connection.open()
+    store = VectorStore(connection, Keys(namespace), space="v", dimensions=dimensions)
+    sent: list[Statement] = []
+
+    async def note(*command: Any) -> None:
+        sent.append(list(command))
+
+    store.line.execute = note  # type: ignore[method-assign]
+    await store._create_index()  # noqa: SLF001 - its statement has no public door
+    await connection.aclose()
+    return sent[0]
+
+
+async def _fill(
+    settings: Settings,
+    bare: redis.Redis,
+    given: Material,
+    variant: _Variant,
+    name: str,
+    before: int,
+) -> Row:
+    count = 1_000 if settings.quick else _ENTRIES
+    rng = np.random.default_rng(settings.seed)
+    rows = rng.choice(len(given.stored.texts), count, replace=False)
+    blob = variant.blob or (lambda vector: salted_blob(vector, _SCOPE))
+    keys = Keys(name)
+    stored = given.stored.vectors[rows]
+    started_s = time.perf_counter()
+    for start in range(0, count, 500):
+        pipeline = bare.pipeline(transaction=False)
+        for i in range(start, min(start + 500, count)):
+            fields = {
+                "vector": blob(stored[i]),
+                "scope": _SCOPE,
+                "prompt": given.stored.texts[rows[i]].ljust(60)[:60],
+            }
+            digest = f"{i:032d}"
+            pipeline.hset(keys.entry("v", digest), mapping=variant.fields(fields))
+            pipeline.pexpire(keys.entry("v", digest), 3_600_000)
+        await pipeline.execute()
+    seconds = time.perf_counter() - started_s
+    used = (await bare.info("memory"))["used_memory"] - before
+    return {
+        "bytes_per_entry": round(used / count),
+        "inserts_per_s": round(count / seconds),
+        **await _search(bare, given, variant, keys.index("v"), stored),
+    }
+
+
+async def _search(
+    bare: redis.Redis, given: Material, variant: _Variant, index: str, stored: Any
+) -> Row:
+    blob = variant.blob or (lambda vector: salted_blob(vector, _SCOPE))
+    ef = "" if variant.name == "FLAT" else f"EF_RUNTIME {variant.ef} "
+    query = f"*=>[KNN 4 @vector $v {ef}AS distance]"
+    counted = found = 0
+    await bare.config_resetstat()
+    for vector in given.asked.vectors[:1_000]:
+        best = float((stored @ vector).max())
+        if best < _THRESHOLD + _TIE:
+            continue
+        reply = await bare.execute_command(
+            *("FT.SEARCH", index, query, "PARAMS", 2, "v", blob(vector)),
+            *("RETURN", 1, "distance", "SORTBY", "distance", "LIMIT", 0, 4, "DIALECT", 2),
+        )
+        nearest = [float(row[1]) for row in reply[2::2] if row]
+        counted += 1
+        found += bool(nearest) and 1 - min(nearest) >= best - _TIE
+    stats = await bare.info("commandstats")
+    return {
+        "recall": found / counted if counted else None,
+        "queries": counted,
+        "server_us": stats["cmdstat_FT.SEARCH"]["usec_per_call"],
+    }
+
+
+BENCHMARK = Micro(
+    name="variants",
+    run=run,
+    about=__doc__,
+    is_long=True,
+    columns={
+        "dims": "dimensions:,",
+        "variant": "variant",
+        "bytes of hash and index": "bytes_per_entry:,",
+        "inserts/s": "inserts_per_s:,",
+        "recall": "recall:.4f",
+        "search in the server, µs": "server_us:.0f",
+        "note": "why",
+    },
+)

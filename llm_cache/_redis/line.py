@@ -1,0 +1,221 @@
+"""One connection for the commands of many callers.
+
+A command that finds none under way goes out at once, and its caller reads the reply: as fast as a
+connection can be. Those that are given meanwhile are sent by one task, which keeps a few of them
+on their way, so that the server never waits for the next, and no more: a server carries out all
+that has arrived on one connection before it looks at another, and whoever asks there would wait.
+
+Only for commands that may be carried out twice: a lost connection is no reason to fail, once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hiredis import pack_command
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+
+from llm_cache._redis.connection import Connection, dedicated
+from llm_cache.errors import StoreError, StoreTimeout, StoreUnavailable
+
+if TYPE_CHECKING:
+    from redis.asyncio.connection import AbstractConnection
+
+MOST_ON_THEIR_WAY = 8
+"""Turns that are sent and not answered yet. Measured with searches: from two on the server is
+busy all the time; what is above only makes others wait."""
+
+Command = tuple[Any, ...]
+
+
+@dataclass(slots=True, eq=False)
+class _Turn:
+    """What one caller has sent together, and who waits for it."""
+
+    commands: Sequence[Command]
+    future: asyncio.Future[list[Any]]
+    was_lost: bool = False
+    """Whether a connection was lost with it once."""
+
+    def end(self, answers: list[Any]) -> None:
+        if not self.future.done():
+            self.future.set_result(answers)
+
+    def fail(self, error: StoreError) -> None:
+        if not self.future.done():
+            # Each its own: a shared exception would collect the traceback of every caller.
+            self.future.set_exception(type(error)(*error.args))
+
+
+class Line:
+    """Carries commands to Redis and their answers back. Opened when first needed."""
+
+    def __init__(self, connection: Connection, *, on_their_way: int = MOST_ON_THEIR_WAY) -> None:
+        self._connection = connection
+        self._most = on_their_way
+        self._waiting: deque[_Turn] = deque()
+        self._sent: deque[_Turn] = deque()
+        self._link: AbstractConnection | None = None
+        self._serving: asyncio.Task[None] | None = None
+        self._is_busy = False
+        self._is_closed = False
+
+    async def execute(self, *command: Any) -> Any:
+        """Run one command. One round trip; raises as `execute_all`."""
+        return (await self.execute_all(command))[0]
+
+    async def execute_all(self, *commands: Command) -> list[Any]:
+        """Run *commands*, sent together, and return their answers. One round trip.
+
+        They are no transaction: others may come between them, and where one is refused the others
+        are carried out all the same.
+
+        Raises:
+            StoreTimeout: no answer within `redis_timeout_s`, the time in the queue included.
+            StoreUnavailable: Redis refused one of them, or went away.
+        """
+        return await self._connection.run(self._answered(commands))
+
+    async def aclose(self) -> None:
+        """Let go of the connection. Whoever still waits gets an error."""
+        self._is_closed = True
+        serving, self._serving = self._serving, None
+        if serving is not None:
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+        for turn in [*self._sent, *self._waiting]:
+            turn.fail(_closed())
+        self._sent.clear()
+        self._waiting.clear()
+        await self._hang_up()
+
+    async def _answered(self, commands: Sequence[Command]) -> list[Any]:
+        if self._is_busy:
+            # Everybody waits for a future of his own, so that one who leaves takes nobody along.
+            turn = _Turn(commands, asyncio.get_running_loop().create_future())
+            self._waiting.append(turn)
+            answers = await turn.future
+        else:
+            self._is_busy = True
+            try:
+                answers = await self._exchange(commands)
+            finally:
+                self._go_on()
+        for answer in answers:
+            if isinstance(answer, ResponseError):
+                raise answer
+        return answers
+
+    def _go_on(self) -> None:
+        """Serve whoever has come meanwhile, in one task for all of them."""
+        if self._waiting and not self._is_closed:
+            self._serving = asyncio.create_task(self._serve(), name="llm_cache.line")
+        else:
+            self._is_busy = False
+
+    async def _serve(self) -> None:
+        try:
+            while self._waiting or self._sent:
+                try:
+                    await self._connection.run(self._step())
+                except StoreError as error:
+                    self._recover(error)
+        finally:
+            self._is_busy = False
+
+    async def _step(self) -> None:
+        """Send what there is room for, and read the answers of the turn that was sent first."""
+        batch = list(self._next())
+        self._sent.extend(batch)
+        if not self._sent:
+            return
+        try:
+            link = await self._linked()
+            if batch:
+                await _send(link, [command for turn in batch for command in turn.commands])
+            answers = await _read(link, len(self._sent[0].commands))
+        except BaseException:
+            # A reply may still be on its way; the next turn must not take it for its own.
+            await self._hang_up()
+            raise
+        self._sent.popleft().end(answers)
+
+    def _next(self) -> Iterator[_Turn]:
+        room = self._most - len(self._sent)
+        while self._waiting and room > 0:
+            turn = self._waiting.popleft()
+            # Whoever has left wants no answer, and the server need not make one.
+            if not turn.future.done():
+                room -= 1
+                yield turn
+
+    def _recover(self, error: StoreError) -> None:
+        """Have what a lost connection took along sent once more; what was late has failed."""
+        lost = list(self._sent)
+        self._sent.clear()
+        for turn in reversed(lost):
+            if turn.was_lost or isinstance(error, StoreTimeout):
+                turn.fail(error)
+            else:
+                turn.was_lost = True
+                self._waiting.appendleft(turn)
+
+    async def _exchange(self, commands: Sequence[Command]) -> list[Any]:
+        try:
+            return await self._once(commands)
+        except RedisConnectionError:
+            # The server may have closed an idle connection; one fresh try tells that from an
+            # outage.
+            return await self._once(commands)
+
+    async def _once(self, commands: Sequence[Command]) -> list[Any]:
+        try:
+            link = await self._linked()
+            await _send(link, commands)
+            return await _read(link, len(commands))
+        except BaseException:
+            await self._hang_up()
+            raise
+
+    async def _linked(self) -> AbstractConnection:
+        if self._is_closed:
+            raise _closed()
+        if self._link is None:
+            self._link = dedicated(self._connection.client)
+        # Does nothing while it is connected. It is kept before, so that whoever is cancelled here
+        # hangs up what has half begun.
+        await self._link.connect()  # type: ignore[no-untyped-call]
+        return self._link
+
+    async def _hang_up(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            await link.disconnect(nowait=True)
+
+
+async def _send(link: AbstractConnection, commands: Sequence[Command]) -> None:
+    # hiredis packs in an eighth of the time that the connection takes, which a search would feel.
+    packed = b"".join([pack_command(command) for command in commands])
+    # A health check would read the replies of others.
+    await link.send_packed_command(packed, check_health=False)
+
+
+async def _read(link: AbstractConnection, count: int) -> list[Any]:
+    """Return the next *count* answers; what was refused is among them as its error."""
+    answers = []
+    for _ in range(count):
+        try:
+            answers.append(await link.read_response())
+        except ResponseError as error:
+            # The next reply has to be read all the same.
+            answers.append(error)
+    return answers
+
+
+def _closed() -> StoreUnavailable:
+    return StoreUnavailable("the cache was closed")
