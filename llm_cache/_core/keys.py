@@ -92,6 +92,11 @@ class Keys:
         """Return what all keys of semantic entries of one vector space begin with."""
         return f"{self.namespace}:s:{space}:"
 
+    def entry_space(self, key: str) -> str | None:
+        """Return the vector space of the semantic entry *key*; `None` for any other key."""
+        start = self.entry_prefix("")[:-1]
+        return key.removeprefix(start).split(":")[0] if key.startswith(start) else None
+
     def refs(self, digest: str) -> str:
         """Key of the aliases and entries of an answer (set)."""
         return f"{self.namespace}:refs:{{{digest}}}"
@@ -111,6 +116,15 @@ class Keys:
     def embedding(self, space: str, digest: str) -> str:
         """Key of the kept vector of a text in one vector space (string)."""
         return f"{self.namespace}:emb:{space}:{{{digest}}}"
+
+    def imported(self, file_id: str) -> str:
+        """Key of how far the import of a file has come (string)."""
+        return f"{self.namespace}:import:{file_id}"
+
+    @property
+    def review(self) -> str:
+        """Key of what is kept for people to look at (stream)."""
+        return f"{self.namespace}:review"
 
     @property
     def epoch(self) -> str:

@@ -1,0 +1,190 @@
+"""Many answers at once, with all that belongs to them: for moving them, not for calls."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from llm_cache._core.codec import decode_entry, encode_entry
+from llm_cache._core.keys import Keys, answer_digest
+from llm_cache._core.types import Entry
+from llm_cache._exports import Answer, SemanticEntry
+from llm_cache._redis.connection import Connection
+from llm_cache.errors import CorruptEntry
+
+# A key changes hands only if it still holds what was looked at (its SHA-1, '' for nothing): what
+# a call has stored since is newer than what is being moved.
+_REPLACE = """
+local there = redis.call('GET', KEYS[1])
+if (there and redis.sha1hex(there) or '') ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2], 'PXAT', ARGV[3])
+local at = 4
+for i = 3, #KEYS do
+  local count = tonumber(ARGV[at])
+  redis.call('DEL', KEYS[i])
+  redis.call('HSET', KEYS[i], unpack(ARGV, at + 1, at + count))
+  redis.call('PEXPIREAT', KEYS[i], ARGV[3])
+  redis.call('SADD', KEYS[2], KEYS[i])
+  at = at + count + 1
+end
+if #KEYS > 2 then
+  redis.call('PEXPIREAT', KEYS[2], ARGV[3], 'NX')
+  redis.call('PEXPIREAT', KEYS[2], ARGV[3], 'GT')
+end
+return 1
+"""
+_REPLACE_SHA = hashlib.sha1(_REPLACE.encode(), usedforsecurity=False).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What is stored under a digest."""
+
+    digest: str
+    entry: Entry | None
+    """`None` where the bytes cannot be read."""
+    problem: CorruptEntry | None
+    """Why they cannot; `None` for an entry, and for one of another version of the format."""
+    expires_ms: int
+    """Unix time in milliseconds."""
+    content_sha: str = field(repr=False)
+    size_bytes: int
+    semantic: tuple[SemanticEntry, ...] = ()
+    aliases: tuple[str, ...] = ()
+    """Digests of the aliases of this answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Several digests, and the epoch they were read under."""
+
+    epoch: bytes | None
+    found: list[Stored]
+
+
+class BulkEntries:
+    """Reads and writes the answers of a namespace by the hundred."""
+
+    def __init__(self, connection: Connection, keys: Keys) -> None:
+        self._connection = connection
+        self._keys = keys
+
+    async def read(self, digests: Sequence[str], *, attached: bool = True) -> Read:
+        """Return what is stored under *digests*; what has nothing is left out.
+
+        One round trip; a second one for what is *attached*: semantic entries and aliases.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        pipeline = self._connection.client.pipeline(transaction=False)
+        names = [self._keys.answer(digest) for digest in digests]
+        pipeline.execute_command("MGET", self._keys.epoch, *names)
+        for name in names:
+            pipeline.execute_command("PEXPIRETIME", name)
+        if attached:
+            for digest in digests:
+                pipeline.execute_command("SMEMBERS", self._keys.refs(digest))
+        (epoch, *blobs), *rest = await self._connection.run(pipeline.execute())
+        count = len(digests)
+        members = rest[count:] if attached else [()] * count
+        found = [
+            (_stored(digest, blob, int(expires_ms)), [_text(member) for member in refs])
+            for digest, blob, expires_ms, refs in zip(
+                digests, blobs, rest[:count], members, strict=True
+            )
+            # What expired in between has no expiry any more; an answer without one is not ours.
+            if blob is not None and int(expires_ms) > 0
+        ]
+        return Read(epoch, await self._attach(found) if attached else [s for s, _ in found])
+
+    async def _attach(self, found: Sequence[tuple[Stored, Sequence[str]]]) -> list[Stored]:
+        wanted = [
+            [(member, space) for member in refs if (space := self._keys.entry_space(member))]
+            for _, refs in found
+        ]
+        hashes = iter(await self._hashes([key for row in wanted for key, _ in row]))
+        start = self._keys.answer("").partition("{")[0]
+        return [
+            Stored(
+                stored.digest,
+                stored.entry,
+                stored.problem,
+                stored.expires_ms,
+                stored.content_sha,
+                stored.size_bytes,
+                semantic=tuple(
+                    SemanticEntry(space, fields) for _, space in row if (fields := next(hashes))
+                ),
+                aliases=tuple(answer_digest(key) for key in sorted(refs) if key.startswith(start)),
+            )
+            for (stored, refs), row in zip(found, wanted, strict=True)
+        ]
+
+    async def _hashes(self, keys: Sequence[str]) -> list[dict[str, bytes]]:
+        if not keys:
+            return []
+        pipeline = self._connection.client.pipeline(transaction=False)
+        for key in keys:
+            pipeline.hgetall(key)
+        rows = await self._connection.run(pipeline.execute())
+        return [{_text(name): value for name, value in row.items()} for row in rows]
+
+    async def write(
+        self, answers: Iterable[tuple[Answer, Stored | None]], *, note: tuple[str, bytes, int]
+    ) -> list[bool]:
+        """Write each answer, with what leads to it, where there is still what was *Stored* there.
+
+        With the answers goes a *note*: a key, its value, and the milliseconds it may live. One
+        round trip. Each answer is written with all that belongs to it and its expiry, or not at
+        all; returned is which were.
+
+        Raises:
+            StoreUnavailable: Redis did not answer; some may have been written.
+        """
+        pipeline = self._connection.client.pipeline(transaction=False)
+        pipeline.execute_command("SCRIPT", "LOAD", _REPLACE)
+        scripts = []
+        for answer, seen in answers:
+            scripts.append(len(pipeline))
+            pipeline.execute_command("EVALSHA", _REPLACE_SHA, *self._replace(answer, seen))
+            origin = answer.entry.origin
+            if origin is not None:
+                # In another slot of a cluster, so not within the script.
+                refs = self._keys.refs(origin)
+                pipeline.sadd(refs, self._keys.answer(answer.digest))
+                pipeline.execute_command("PEXPIREAT", refs, answer.expires_ms, "NX")
+                pipeline.execute_command("PEXPIREAT", refs, answer.expires_ms, "GT")
+        key, value, ttl_ms = note
+        pipeline.set(key, value, px=ttl_ms)
+        replies = await self._connection.run(pipeline.execute())
+        return [bool(replies[position]) for position in scripts]
+
+    def _replace(self, answer: Answer, seen: Stored | None) -> list[Any]:
+        keys = [self._keys.answer(answer.digest), self._keys.refs(answer.digest)]
+        arguments: list[Any] = [
+            "" if seen is None else seen.content_sha,
+            encode_entry(answer.entry, answer.digest),
+            answer.expires_ms,
+        ]
+        for entry in answer.semantic:
+            keys.append(self._keys.entry(entry.space, answer.digest))
+            fields = [part for pair in entry.fields.items() for part in pair]
+            arguments += [len(fields), *fields]
+        return [len(keys), *keys, *arguments]
+
+
+def _stored(digest: str, blob: bytes, expires_ms: int) -> Stored:
+    entry, problem = None, None
+    try:
+        entry = decode_entry(blob, digest)
+    except CorruptEntry as error:
+        problem = error
+    content_sha = hashlib.sha1(blob, usedforsecurity=False).hexdigest()
+    return Stored(digest, entry, problem, expires_ms, content_sha, len(blob))
+
+
+def _text(value: bytes | str) -> str:
+    return value if isinstance(value, str) else value.decode("utf-8", "replace")
