@@ -98,6 +98,14 @@ class CacheConfig:
     stats_flush_s: float = 10.0
     """Seconds between two flushes of this process's counters to Redis."""
 
+    review_sample_rate: float = 0.0
+    """Share of semantic hits and near misses that is kept for people to look at, 0 to 1, with the
+    texts of both prompts; 0 keeps none."""
+    review_max_items: int = 10_000
+    """About how many of them are kept; the oldest go first."""
+    review_ttl_s: float = 7 * 86_400.0
+    """Seconds each of them is kept."""
+
     def __post_init__(self) -> None:
         """Check every value; normalise enums given by their names."""
         if not _NAMESPACE.fullmatch(self.namespace):
@@ -132,7 +140,9 @@ class CacheConfig:
             )
         if self.similarity_threshold is not None:
             check_threshold(self.similarity_threshold, "similarity_threshold")
-        for name in ("max_prompt_chars", "max_entry_bytes", "max_connections"):
+        self._check_review()
+        whole = ("max_prompt_chars", "max_entry_bytes", "max_connections", "review_max_items")
+        for name in whole:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigurationError(f"{name} must be a whole number above 0; got {value!r}")
@@ -141,6 +151,17 @@ class CacheConfig:
             is_off = value is None and name == "keep_embeddings_s"
             if not is_off and not (is_number(value) and 0 < value < _TEN_YEARS_S):
                 raise ConfigurationError(f"{name} must be seconds above 0; got {value!r}")
+
+    def _check_review(self) -> None:
+        if not is_number(self.review_sample_rate) or not 0 <= self.review_sample_rate <= 1:
+            raise ConfigurationError(
+                f"review_sample_rate is a share from 0 to 1; got {self.review_sample_rate!r}"
+            )
+        if self.review_sample_rate and not self.store_prompts:
+            raise ConfigurationError(
+                "store_prompts=False leaves nothing to review: set review_sample_rate=0"
+            )
+        check_ttl(self.review_ttl_s, "review_ttl_s")
 
 
 def upstream_name(config: CacheConfig, base_url: str) -> str:

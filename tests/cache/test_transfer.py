@@ -1,17 +1,19 @@
 """Answers go out of one Redis and into another, all of them, once, or not at all."""
 
 import asyncio
-import gzip
 import json
 import resource
 import stat
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from redis import asyncio as redis_py
 
 from llm_cache import transfer
+from llm_cache._core.codec import decode_entry, encode_entry
+from llm_cache._core.keys import answer_digest
 from llm_cache._redis.bulk import BulkEntries
 from llm_cache._redis.embedded import EmbeddedRedis
 from llm_cache.errors import (
@@ -66,9 +68,19 @@ def path(tmp_path):
 
 
 def lines(path) -> list[dict[str, Any]]:
-    opened = gzip.open(path) if path.suffix == ".gz" else path.open("rb")
-    with opened as source:
-        return [json.loads(line) for line in source]
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+@pytest.fixture
+def here(redis, namespace):
+    """Read all that the first Redis holds."""
+    return lambda: everything(redis, namespace)
+
+
+@pytest.fixture
+def there(other_redis, namespace):
+    """Read all that the second Redis holds."""
+    return lambda: everything(other_redis, namespace)
 
 
 async def everything(redis, namespace) -> dict[str, Any]:
@@ -106,30 +118,28 @@ async def test_an_empty_redis_answers_as_the_first_one_did(filled, other, path, 
 
 
 async def test_what_is_imported_is_the_same_to_the_byte_but_for_its_stamp(
-    filled, other, path, redis, other_redis, namespace
+    filled, other, path, here, there
 ):
-    from llm_cache._core.codec import decode_entry, encode_entry
-    from llm_cache._core.keys import answer_digest
-
     await export_entries(filled, path)
     await import_entries(other, path)
-    here, there = await everything(redis, namespace), await everything(other_redis, namespace)
+    first, second = await here(), await there()
 
-    assert here.keys() == there.keys()
-    for key in here:
-        assert here[key][1] == there[key][1], "expiry"
-        if b":x:" not in key:
-            assert here[key] == there[key]
-            continue
-        digest = answer_digest(key.decode())
-        stamp = decode_entry(there[key][0], digest).stamp
-        entry = decode_entry(here[key][0], digest)
-        object.__setattr__(entry, "stamp", stamp)
-        assert encode_entry(entry, digest) == there[key][0]
+    assert first.keys() == second.keys()
+    for key, (value, expires_ms) in first.items():
+        as_stamped = restamped(key, value, second[key][0]) if b":x:" in key else value
+        assert (as_stamped, expires_ms) == second[key]
+
+
+def restamped(key: bytes, blob: bytes, like: bytes) -> bytes:
+    digest = answer_digest(key.decode())
+    entry, other = decode_entry(blob, digest), decode_entry(like, digest)
+    assert entry is not None
+    assert other is not None
+    return encode_entry(replace(entry, stamp=other.stamp), digest)
 
 
 async def test_an_export_of_an_import_is_the_same_but_for_stamps(filled, other, path, tmp_path):
-    def entries(path):
+    def entries(path) -> list[dict[str, Any]]:
         rows = [line for line in lines(path) if line["kind"] == "answer"]
         for row in rows:
             del row["check"], row["entry"]["stamp"]
@@ -206,7 +216,7 @@ async def test_answers_of_any_kind_travel(cache, other, path):
     assert (await other.get_or_create({"q": 1}, _give(None))).value == value
 
 
-def _give(value):
+def _give(value) -> Callable[[], Awaitable[Any]]:
     async def produce():
         return value
 
@@ -313,14 +323,14 @@ async def test_bytes_that_are_no_entry_are_left_out_and_counted(filled, path, re
 # ------------------------------------------------------------------ once
 
 
-async def test_a_second_import_writes_nothing(filled, other, path, other_redis, namespace):
+async def test_a_second_import_writes_nothing(filled, other, path, there):
     await export_entries(filled, path)
     await import_entries(other, path)
-    before = await everything(other_redis, namespace)
+    before = await there()
     imported = await import_entries(other, path)
 
     assert (imported.written, imported.present) == (0, 6)
-    assert await everything(other_redis, namespace) == before
+    assert await there() == before
 
 
 async def test_newer_answers_stay_unless_asked(filled, other, path):
@@ -388,7 +398,7 @@ async def test_an_interrupted_import_goes_on_where_it_was(filled, other, path, m
 
 
 async def test_an_import_that_redis_has_forgotten_begins_anew(
-    filled, other, path, monkeypatch, other_redis, namespace
+    filled, other, path, monkeypatch, other_redis
 ):
     await export_entries(filled, path)
     monkeypatch.setattr(transfer, "_WRITE_TOGETHER", 2)
@@ -398,7 +408,7 @@ async def test_an_import_that_redis_has_forgotten_begins_anew(
 
     with pytest.raises(KeyError):
         await import_entries(other, path, on_progress=stop)
-    await other_redis.delete(f"{namespace}:purges", f"{namespace}:epoch")
+    await other_redis.delete(other._keys.purges, other._keys.epoch)
     imported = await import_entries(other, path)
 
     assert (imported.written, imported.resumed_after) == (6, 0)
@@ -431,14 +441,14 @@ async def test_without_vectors_they_are_made_anew(filled, other, path, embedder)
 
 
 async def test_vectors_of_another_embedder_are_refused_before_anything_is_written(
-    filled, make_cache, other_url, path, other_redis, namespace
+    filled, make_cache, other_url, path, there
 ):
     await export_entries(filled, path)
     cache = make_cache(other_url, embedder=FakeEmbedder(dimensions=16, model_id="another"))
 
     with pytest.raises(ConfigurationError, match="5 semantic entries"):
         await import_entries(cache, path)
-    assert await everything(other_redis, namespace) == {}
+    assert await there() == {}
     imported = await import_entries(cache, path, vectors="embed")
     assert (imported.written, imported.embedded) == (6, 5)
     assert (await cache.lookup_semantic(FRANCE)).similarity > 0.99
@@ -476,7 +486,12 @@ async def test_prompts_that_were_not_kept_have_no_place_without_vectors(make_cac
 # ------------------------------------------------------------------ damage
 
 
-DAMAGES = {
+def _changed(rows: list[bytes]) -> list[bytes]:
+    return [*rows[:2], rows[2].replace(b'"model":"g', b'"model":"h'), *rows[3:]]
+
+
+Damage = Callable[[list[bytes]], list[bytes]]
+DAMAGES: dict[str, tuple[Damage, int]] = {
     "a letter changed": (
         lambda rows: [*rows[:2], rows[2].replace(b'"model":"g', b'"model":"h'), *rows[3:]],
         3,
@@ -495,7 +510,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 async def test_a_damaged_file_is_named_with_its_line_and_nothing_is_written(
-    filled, other, path, other_redis, namespace, damage
+    filled, other, path, there, damage
 ):
     await export_entries(filled, path)
     change, line = DAMAGES[damage]
@@ -504,7 +519,7 @@ async def test_a_damaged_file_is_named_with_its_line_and_nothing_is_written(
 
     with pytest.raises(InvalidFile, match=f"line {line}:"):
         await import_entries(other, path)
-    assert await everything(other_redis, namespace) == {}
+    assert await there() == {}
 
 
 async def test_an_empty_and_a_missing_file_are_errors(other, path):
@@ -569,7 +584,7 @@ async def test_fields_of_a_later_release_are_refused(filled, other, path):
         sealed.append(line)
     path.write_bytes(b"".join(sealed))
 
-    with pytest.raises(InvalidFile, match="line 3: .*later release: colour"):
+    with pytest.raises(InvalidFile, match=r"line 3: .*later release: colour"):
         await import_entries(other, path)
 
 
@@ -678,18 +693,19 @@ def full_disk():
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.usefixtures("small_steps")
 @pytest.mark.parametrize("name", ["answers.jsonl", "answers.jsonl.gz"])
 async def test_a_full_disk_costs_neither_the_old_file_nor_what_was_written(
-    filled, other, tmp_path, full_disk, small_steps, name
+    filled, other, path, full_disk, name
 ):
-    path = tmp_path / name
+    path = path.with_name(name)
     path.write_text("the old one")
     full_disk(3_000)
     with pytest.raises(FileUnwritable, match="--resume"):
         await export_entries(filled, path, overwrite=True)
 
     assert path.read_text() == "the old one"
-    assert (tmp_path / f"{name}.part").stat().st_size > 0
+    assert path.with_name(f"{name}.part").stat().st_size > 0
     full_disk(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
     exported = await export_entries(filled, path, resume=True, overwrite=True)
     assert (exported.answers, exported.resumed) == (5, True)
