@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "llm_cache"
 LAYERS = [
     {"cli"},
     {"testing"},
-    {"transfer", "warm"},
+    {"transfer", "warm", "inspection"},
     {"cache", "_wrap", "_wrap_embeddings"},
     {"_engine", "_explain"},
     {"_ends"},
