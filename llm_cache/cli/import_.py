@@ -134,7 +134,8 @@ async def _cache(url: str, config: CacheConfig, models: Models | None) -> AsyncI
 def _tell_file(info: ExportInfo, screen: Screen) -> None:
     limit = "" if info.tenant is None else f", of the tenant {info.tenant} alone"
     screen.fact("file", f"{info.path}, from the namespace {info.namespace}{limit}")
-    screen.fact("holds", f"{info.answers:,} answers, {info.aliases:,} aliases")
+    screen.fact("answers", f"{info.answers:,}")
+    screen.fact("aliases", f"{info.aliases:,}")
     for space, count in info.spaces.items():
         name = info.embedders.get(space)
         screen.fact("vectors", f"{count:,} of {name or 'the embedder'} ({space})")

@@ -152,7 +152,7 @@ def _export(items: Iterator[ReviewItem], path: Path) -> None:
 def _walk(runner: asyncio.Runner, desk: _Desk, items: Iterator[ReviewItem], labels: Path) -> None:
     screen = Screen()
     if labels.exists():
-        desk.said = {(l.new, l.cached): l.label for l in read_labels(labels) if l.label}
+        desk.said = {(at.new, at.cached): at.label for at in read_labels(labels) if at.label}
     counts = dict.fromkeys(Verdict, 0)
     number, waiting = 0, runner.run(desk.review.count())
     for item in items:
@@ -199,11 +199,8 @@ def _ask() -> str:
     sys.stdout.write("May one answer serve both? [y]es [n]o [s]kip [q]uit ")
     sys.stdout.flush()
     while True:
-        if sys.stdin.isatty():
-            key = typer.getchar()
-        else:
-            # The end of the input is the end.
-            key = sys.stdin.readline()[:1] or "q"
+        # Where nobody sits at a terminal, a line is an answer, and the end of the input the end.
+        key = typer.getchar() if sys.stdin.isatty() else sys.stdin.readline()[:1] or "q"
         key = key.lower()
         if key in {"\x03", "\x04"}:
             key = "q"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,75 +85,54 @@ def warm(
     # All of the file is read before the first call: a mistake in its last line is told now.
     total = sum(1 for _ in read_prompts(file))
     defaults: dict[str, Any] = {} if tenant is None else {"tenant": tenant}
+    job = _Job(file, redis_url, config, models, defaults)
     if dry_run:
-        found = asyncio.run(_estimate(file, redis_url, config, models, defaults, answer_tokens))
+        found = asyncio.run(_estimate(job, answer_tokens))
         _tell_estimate(found, Screen(), as_json=as_json)
         return
     notes = file.with_name(f"{file.name}.warm") if checkpoint is None else checkpoint
     failures = LastFailure()
     with counting("warming", total=total, live=not as_json) as on_progress:
-        report = asyncio.run(
-            _warm(
-                file,
-                redis_url,
-                config,
-                models,
-                {**defaults},
-                failures,
-                on_progress=on_progress,
-                concurrency=concurrency,
-                checkpoint=notes,
-            )
-        )
+        running = _warm(job, failures, on_progress, concurrency=concurrency, checkpoint=notes)
+        report = asyncio.run(running)
     _tell(report, total, failures.take(), Screen(), as_json=as_json)
     if report.failed or report.stopped is not None:
         raise typer.Exit(1)
 
 
-async def _estimate(
-    file: Path,
-    url: str | None,
-    config: CacheConfig,
-    models: Models,
-    defaults: Mapping[str, Any],
-    answer_tokens: int,
-) -> WarmEstimate:
-    async with cache_for(models, url, config, hooks=(), asks_chat=False) as (cache, options):
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What is to be asked, and where."""
+
+    file: Path
+    url: str | None
+    config: CacheConfig
+    models: Models
+    defaults: Mapping[str, Any]
+
+
+async def _estimate(job: _Job, answer_tokens: int) -> WarmEstimate:
+    async with cache_for(job.models, job.url, job.config, hooks=(), asks_chat=False) as opened:
+        cache, options = opened
         return await estimate(
             cache,
-            read_prompts(file),
-            defaults={**options, **defaults},
+            read_prompts(job.file),
+            defaults={**options, **job.defaults},
             answer_tokens=answer_tokens,
         )
 
 
 async def _warm(
-    file: Path,
-    url: str | None,
-    config: CacheConfig,
-    models: Models,
-    defaults: Mapping[str, Any],
-    failures: LastFailure,
-    *,
-    on_progress: Callable[[int], None],
-    concurrency: int,
-    checkpoint: Path,
+    job: _Job, failures: LastFailure, on_progress: Callable[[int], None], **limits: Any
 ) -> WarmReport:
-    done = 0
-
-    def count(_: object) -> None:
-        nonlocal done
-        done += 1
-        on_progress(done)
-
-    async with cache_for(models, url, config, hooks=[failures]) as (cache, options):
+    done = count(1)
+    async with cache_for(job.models, job.url, job.config, hooks=[failures]) as (cache, options):
         return await warm_up(
             cache,
-            read_prompts(file),
-            defaults={**options, **defaults},
-            concurrency=concurrency,
-            checkpoint=checkpoint,
-            on_done=count,
+            read_prompts(job.file),
+            defaults={**options, **job.defaults},
+            on_done=lambda _: on_progress(next(done)),
+            **limits,
         )
 
 
@@ -176,7 +156,8 @@ def _tell_estimate(found: WarmEstimate, screen: Screen, *, as_json: bool) -> Non
         print_json({**asdict(found), "by_model": by_model, "usd": usd})
         return
     screen.fact("lines", f"{found.lines:,}")
-    screen.fact("there", f"{found.there:,}, and {found.repeated:,} repeated")
+    screen.fact("there", f"{found.there:,}")
+    screen.fact("repeated", f"{found.repeated:,}")
     for name, (calls, prompt, answer) in found.by_model.items():
         cost = costs[name]
         price = "no price is known" if cost is None else f"about {dollars(cost)}"
@@ -199,7 +180,7 @@ def _tell(
     tokens = f"{report.prompt_tokens:,} tokens in, {report.completion_tokens:,} out"
     screen.fact("asked", f"{report.asked:,}" + (f", {tokens}" if report.asked else ""))
     screen.fact("there", f"{report.there:,}")
-    for label, count, why in (
+    for label, number, why in (
         ("skipped", report.skipped, "done by an earlier run"),
         (
             "not stored",
@@ -209,8 +190,8 @@ def _tell(
         ("failed", report.failed, "to be tried again by the next run"),
         ("left", total - report.done, "not come to"),
     ):
-        if count:
-            screen.fact(label, f"{count:,}: {why}")
+        if number:
+            screen.fact(label, f"{number:,}: {why}")
     _tell_failures(report.failures, screen)
     if report.stopped is not None:
         because = "" if failure is None else f" ({failure})"
