@@ -47,6 +47,7 @@ _MEMBERS = frozenset(
 _COLUMNS = _MEMBERS - {"messages"}
 _TAG_SEPARATOR = "|"
 _FORMAT = "llm-cache warm 1"
+_NEVER = "never"
 _MENDED = "corrupt"
 _MODE = 0o600
 _MOST_FAILURES_TOLD = 1_000
@@ -364,7 +365,7 @@ async def warm(
             # The others were cancelled for it.
             raise failed.exceptions[0] from None
         if run.report.stopped is None and not run.report.failures:
-            notes.remove()
+            notes.end()
     run.report.failures.sort(key=lambda failure: failure.line)
     return run.report
 
@@ -422,7 +423,7 @@ class _Run:
             return self._failed(call, f"answered, but not stored as it should be: {reason}")
         self._failures_in_a_row = 0
         if reason is not None:
-            self._notes.add(plan.digest, until_s=None)
+            self._notes.add_unstorable(plan.digest)
             self._tell(call, f"answered, but not stored: {reason}")
             return WarmStatus.NOT_STORED
         until_s = self._cache._clock() + plan.ttl_ms / 1000 - reply.age_s
@@ -470,6 +471,7 @@ class _Checkpoint:
         self._epoch = epoch
         self._clock = clock
         self._done: set[str] = set()
+        self._unstorable: set[str] = set()
         self._output: TextIO | None = None
 
     def open(self) -> None:
@@ -498,23 +500,28 @@ class _Checkpoint:
         for line in output:
             # Half a line is what a `SIGKILL` may leave.
             with suppress(ValueError):
-                digest, until_s, epoch = line.rstrip("\n").split(" ")
-                is_there = epoch == self._epoch and float(until_s) > now_s
-                if line.endswith("\n") and (until_s == "never" or is_there):
+                digest, until, epoch = line.removesuffix("\n").split(" ")
+                if until == _NEVER:
+                    self._unstorable.add(digest)
+                elif line.endswith("\n") and epoch == self._epoch and float(until) > now_s:
                     self._done.add(digest)
         if not line.endswith("\n"):
             self._write("")
 
     def has(self, digest: str) -> bool:
-        return digest in self._done
+        return digest in self._done or digest in self._unstorable
 
-    def add(self, digest: str, *, until_s: float | None) -> None:
+    def add(self, digest: str, *, until_s: float) -> None:
         self._done.add(digest)
-        until = "never" if until_s is None else f"{until_s:.3f}"
-        self._write(f"{digest} {until} {self._epoch}")
+        self._write(f"{digest} {until_s:.3f} {self._epoch}")
 
-    def remove(self) -> None:
-        if self._path is not None:
+    def add_unstorable(self, digest: str) -> None:
+        self._unstorable.add(digest)
+        self._write(f"{digest} {_NEVER} {self._epoch}")
+
+    def end(self) -> None:
+        """Remove the file, unless it keeps somebody from paying for what cannot be stored."""
+        if self._path is not None and not self._unstorable:
             self._path.unlink(missing_ok=True)
 
     def close(self) -> None:

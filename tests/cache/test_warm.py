@@ -174,10 +174,11 @@ async def test_lines_that_fail_are_told_and_tried_again(cache, upstream, notes):
 async def test_an_answer_that_must_not_be_stored_is_paid_for_once(cache, upstream, notes):
     upstream.default = Answer(text="cut", finish_reason="length")
     first = await warm(cache, calls("What?"), checkpoint=notes)
-    second = await warm(cache, calls("What?"), checkpoint=notes)
-
     assert (first.not_stored, first.failures[0].reason) == (1, "answered, but not stored: length")
-    assert (second.skipped, upstream.calls) == (1, 1)
+
+    for _ in range(2):
+        again = await warm(cache, calls("What?"), checkpoint=notes)
+        assert (again.skipped, upstream.calls) == (1, 1)
 
 
 async def test_it_stops_when_the_service_fails_line_after_line(cache, upstream, notes):
