@@ -95,7 +95,7 @@ async def _run(command: str, file: str, url: str) -> Ran:
 
 def _run_blocking(command: str, file: str, url: str) -> Ran:
     started_s = time.perf_counter()
-    process = subprocess.Popen(
+    process = subprocess.Popen(  # noqa: S603 - our own command
         [
             *(sys.executable, "-m", "llm_cache.cli", command, file, "--json"),
             *("--redis-url", url, "--namespace", _NAMESPACE),
