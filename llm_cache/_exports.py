@@ -220,7 +220,7 @@ def to_answer(line: Line, *, name: str) -> Answer:
     """
     try:
         digest = line.content["digest"]
-        _require(isinstance(digest, str) and _is_digest(digest), "digest")
+        _require(isinstance(digest, str) and is_digest(digest), "digest")
         expires_ms = line.content["expires_ms"]
         _require(type(expires_ms) is int and expires_ms > 0, "expires_ms")
         entry = _entry(line.content["entry"])
@@ -254,7 +254,7 @@ def _entry(content: Any) -> Entry:
 
 def _semantic(content: Any) -> SemanticEntry:
     space = content["space"]
-    _require(isinstance(space, str) and _is_digest(space), "space")
+    _require(isinstance(space, str) and is_digest(space), "space")
     values = {name: text.encode() for name, text in content["fields"].items()}
     for name, text in content["binary"].items():
         values[name] = b64decode(text, validate=True)
@@ -267,7 +267,8 @@ def _is_vector(value: bytes) -> bool:
     return len(value) > 0 and len(value) % 2 == 0  # FLOAT16
 
 
-def _is_digest(text: str) -> bool:
+def is_digest(text: str) -> bool:
+    """Tell whether *text* may be a digest; no key that is made with it can be another's."""
     return len(text) in _DIGEST_CHARS and _DIGEST_SIGNS.issuperset(text)
 
 
@@ -351,9 +352,11 @@ class PartialFile:
     def begin(cls, path: Path, header: Mapping[str, Json]) -> PartialFile:
         """Make a new file, which must not be there, readable by its owner alone."""
         part = part_of(path)
-        with _told(part):
+        try:
             descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, _MODE)
-            begun = cls(path, os.fdopen(descriptor, "r+b", buffering=0))
+        except OSError as error:
+            raise FileUnwritable(f"cannot write {part}: {error.strerror or error}") from error
+        begun = cls(path, os.fdopen(descriptor, "r+b", buffering=0))
         begun.add({"kind": "header", "format": FORMAT, "version": VERSION, **header})
         return begun
 

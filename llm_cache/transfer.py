@@ -15,7 +15,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -36,6 +37,7 @@ from llm_cache._exports import (
     Tally,
     check_header,
     check_target,
+    is_digest,
     part_of,
     read_lines,
     reading,
@@ -90,6 +92,9 @@ class Imported:
     """Semantic entries that were written along."""
     embedded: int = 0
     """Those among them whose vectors were made anew."""
+    unplaced: int = 0
+    """Semantic entries that were not: without a prompt to embed, or one that the embedder cannot
+    compare. Their answers are."""
     resumed_after: int = 0
     """Answers that an earlier, interrupted import of the file had dealt with; they are counted."""
 
@@ -278,7 +283,10 @@ class _Export:
         cursor, names = await connection.execute(
             "SCAN", cursor, "MATCH", pattern, "COUNT", _STEP_KEYS
         )
-        return int(cursor), [answer_digest(name.decode()) for name in dict.fromkeys(names)]
+        digests = [answer_digest(name.decode("latin-1")) for name in dict.fromkeys(names)]
+        ours = [digest for digest in digests if is_digest(digest)]
+        self._unreadable += len(digests) - len(ours)
+        return int(cursor), ours
 
     async def _take(self, digests: Sequence[str], file: PartialFile) -> None:
         """Add what is stored under *digests* and alive to the *file*."""
@@ -492,10 +500,10 @@ class _Import:
         is_home = purges.born == self._info.born and not self._revives
         self._stamp = None if is_home else purges.epoch
         await self._resume(purges)
-        batches = _batches(self._info.path, skip=self._count())
-        async for batch in batches:
-            await self._take(batch)
-            self._on_progress(self._count())
+        async with aclosing(_batches(self._info.path, skip=self._count())) as batches:
+            async for batch in batches:
+                await self._take(batch)
+                self._on_progress(self._count())
         await self._cache._connection.execute("UNLINK", self._checkpoint)
         return self._done
 
@@ -579,6 +587,7 @@ class _Import:
         semantic: tuple[SemanticEntry, ...] = ()
         if self._vectors != "none":
             found = [await self._placed(part) for part in answer.semantic]
+            self._done.unplaced += found.count(None)
             # Of two embedders' entries of one prompt, both have become this one's.
             semantic = tuple({part.space: part for part in found if part is not None}.values())
         return replace(answer, entry=entry, semantic=semantic)
@@ -614,7 +623,7 @@ def _is_better(new: Entry, old: Entry) -> bool:
     return new.created_s > old.created_s
 
 
-async def _batches(path: Path, *, skip: int) -> AsyncIterator[list[Answer]]:
+async def _batches(path: Path, *, skip: int) -> AsyncGenerator[list[Answer], None]:
     """Yield the answers of the file at *path* but the first ones, some hundred at a time.
 
     They are read and checked in a thread, the next ones while the last are being written.

@@ -45,7 +45,7 @@ class Stored:
     digest: str
     entry: Entry | None
     """`None` where the bytes cannot be read."""
-    problem: CorruptEntry | None
+    problem: Exception | None
     """Why they cannot; `None` for an entry, and for one of another version of the format."""
     expires_ms: int
     """Unix time in milliseconds."""
@@ -180,7 +180,8 @@ def _stored(digest: str, blob: bytes, expires_ms: int) -> Stored:
     entry, problem = None, None
     try:
         entry = decode_entry(blob, digest)
-    except CorruptEntry as error:
+    except (CorruptEntry, ValueError) as error:
+        # The latter where even the key is none of ours.
         problem = error
     content_sha = hashlib.sha1(blob, usedforsecurity=False).hexdigest()
     return Stored(digest, entry, problem, expires_ms, content_sha, len(blob))

@@ -150,6 +150,8 @@ def _tell(imported: Imported, screen: Screen, namespace: str, url: str) -> None:
     screen.fact("written", f"{imported.written:,}, with {imported.semantic:,} semantic entries")
     if imported.embedded:
         screen.fact("embedded", f"{imported.embedded:,} prompts")
+    if imported.unplaced:
+        screen.fact("left out", f"{imported.unplaced:,} semantic entries that cannot be embedded")
     for label, count, why in (
         ("present", imported.present, "the same or a newer answer is there"),
         ("expired", imported.expired, "their time is over"),

@@ -315,9 +315,12 @@ async def test_bytes_that_are_no_entry_are_left_out_and_counted(filled, path, re
     key = (await filled.lookup_exact(FRANCE)).key
     await redis.set(key, b"garbage of some length", px=60_000)
 
+    await redis.set(filled._keys.answer("nobody's"), b"not ours", px=60_000)
+    await redis.set(filled._keys.answer("0" * 32), b"not ours either" * 9, px=60_000)
+
     exported = await export_entries(filled, path)
 
-    assert (exported.unreadable, exported.answers) == (1, 4)
+    assert (exported.unreadable, exported.answers) == (3, 4)
 
 
 # ------------------------------------------------------------------ once
@@ -479,7 +482,7 @@ async def test_prompts_that_were_not_kept_have_no_place_without_vectors(make_cac
     await export_entries(cache, path, vectors=False)
     imported = await import_entries(other, path, vectors="embed")
 
-    assert (imported.written, imported.semantic) == (1, 0)
+    assert (imported.written, imported.semantic, imported.unplaced) == (1, 0, 1)
     assert FRANCE not in path.read_text()
 
 
