@@ -358,6 +358,8 @@ class PartialFile:
             raise FileUnwritable(f"cannot write {part}: {error.strerror or error}") from error
         begun = cls(path, os.fdopen(descriptor, "r+b", buffering=0))
         begun.add({"kind": "header", "format": FORMAT, "version": VERSION, **header})
+        # At once, so that there is something to go on from.
+        begun.flush()
         return begun
 
     @classmethod

@@ -162,13 +162,18 @@ async def export_entries(
         StoreError: Redis failed; the same.
     """
     path = Path(path)
-    _check_export(path, resume=resume, overwrite=overwrite)
+    resume = _check_export(path, resume=resume, overwrite=overwrite)
     await cache.open()
     run = _Export(cache, path, vectors=vectors, tenant=tenant, on_progress=on_progress)
     return await run.run(resume=resume)
 
 
-def _check_export(path: Path, *, resume: bool, overwrite: bool) -> None:
+def _check_export(path: Path, *, resume: bool, overwrite: bool) -> bool:
+    """Return whether there is something to go on from; make way for a new file if not.
+
+    Raises:
+        InvalidRequest: what is there must not go.
+    """
     check_target(path)
     part = part_of(path)
     if path.is_dir():
@@ -177,13 +182,16 @@ def _check_export(path: Path, *, resume: bool, overwrite: bool) -> None:
         raise InvalidRequest(f"{path} is there: choose another name, or overwrite=True (--force)")
     if resume and not part.exists():
         raise InvalidRequest(f"there is no {part} to resume")
-    if part.exists() and not resume:
-        if not overwrite:
-            raise InvalidRequest(
-                f"{part} is there, an unfinished export: resume=True (--resume) continues it,"
-                " overwrite=True (--force) begins anew"
-            )
-        part.unlink()
+    # One that was stopped before its first line has nothing to lose and nothing to go on from.
+    is_begun = part.exists() and part.stat().st_size > 0
+    if is_begun and not resume and not overwrite:
+        raise InvalidRequest(
+            f"{part} is there, an unfinished export: resume=True (--resume) continues it,"
+            " overwrite=True (--force) begins anew"
+        )
+    if not (is_begun and resume):
+        part.unlink(missing_ok=True)
+    return is_begun and resume
 
 
 class _Export:

@@ -676,6 +676,14 @@ async def test_an_unfinished_export_is_neither_lost_nor_mistaken(filled, other, 
     assert not part.exists()
 
 
+@pytest.mark.parametrize("resume", [False, True])
+async def test_an_export_that_was_stopped_before_its_first_line_begins_anew(filled, path, resume):
+    path.with_name("answers.jsonl.part").touch()
+
+    exported = await export_entries(filled, path, resume=resume)
+    assert (exported.answers, exported.resumed) == (5, False)
+
+
 async def test_there_must_be_something_to_resume(filled, path):
     with pytest.raises(InvalidRequest, match="to resume"):
         await export_entries(filled, path, resume=True)
