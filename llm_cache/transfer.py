@@ -500,6 +500,7 @@ class _Import:
         self._revives = revives
         self._bulk = _bulk(cache)
         self._done = Imported()
+        self._is_resumed = False
         self._stamp: str | None = None
         """What is imported is stamped with; `None` where it keeps the stamp it has."""
 
@@ -529,16 +530,23 @@ class _Import:
         """Take up what an interrupted import of the same file has left."""
         connection = self._cache._connection
         left = await connection.execute("GET", self._checkpoint)
-        if left is None:
-            return
-        noted = json.loads(left)
+        if left is None or not self._goes_on(json.loads(left), purges):
+            note = self._note(self._done)
+            await connection.execute("SET", self._checkpoint, note, "PX", _CHECKPOINT_TTL_MS)
+
+    def _goes_on(self, noted: dict[str, Any], purges: Purges) -> bool:
         stamp = noted.pop("stamp")
         # What was stamped before the purge table was born is dead, and has to be imported again.
         if (stamp is None) != (self._stamp is None) or (stamp or purges.epoch) < purges.born:
-            return
+            return False
         self._stamp = stamp
         self._done = Imported(**noted)
         self._done.resumed_after = self._count()
+        self._is_resumed = True
+        return True
+
+    def _note(self, done: Imported) -> bytes:
+        return json.dumps({**asdict(done), "stamp": self._stamp}).encode()
 
     async def _take(self, batch: Sequence[Answer]) -> None:
         """Write what of *batch* is to be written."""
@@ -552,7 +560,7 @@ class _Import:
         # call has stored in between is put right in the next note.
         done.written += len(prepared)
         done.semantic += sum(len(answer.semantic) for answer in prepared)
-        note = json.dumps({**asdict(done), "stamp": self._stamp}).encode()
+        note = self._note(done)
         written = await self._bulk.write(
             [(answer, there.get(answer.digest)) for answer in prepared],
             note=(self._checkpoint, note, _CHECKPOINT_TTL_MS),
@@ -573,10 +581,25 @@ class _Import:
             self._done.invalidated += 1
             return False
         stored = there.get(answer.digest)
-        if stored is not None and not self._gives_way(stored, answer, purges):
+        if stored is None or self._gives_way(stored, answer, purges):
+            return True
+        if self._is_own(stored, answer):
+            self._done.written += 1
+            self._done.semantic += len(answer.semantic)
+        else:
             self._done.present += 1
-            return False
-        return True
+        return False
+
+    def _is_own(self, stored: Stored, answer: Answer) -> bool:
+        """Tell whether *stored* was written by the run that this one goes on from.
+
+        It may have ended between an answer and the note of it.
+        """
+        return (
+            self._is_resumed
+            and self._stamp is not None
+            and stored.entry == replace(answer.entry, stamp=self._stamp)
+        )
 
     def _gives_way(self, stored: Stored, answer: Answer, purges: Purges) -> bool:
         """Tell whether what is *stored* is to be replaced by *answer*."""

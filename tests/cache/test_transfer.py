@@ -400,6 +400,24 @@ async def test_an_interrupted_import_goes_on_where_it_was(filled, other, path, m
     assert (imported.written, imported.present, imported.resumed_after) == (6, 0, 4)
 
 
+async def test_what_was_written_before_a_kill_and_not_noted_counts_as_written(
+    filled, other, path, monkeypatch
+):
+    class Dying(BulkEntries):
+        async def write(self, answers, *, note):
+            await super().write(list(answers)[:4], note=("t.nowhere", b"", 1))
+            raise KeyError("the plug is pulled")
+
+    await export_entries(filled, path)
+    monkeypatch.setattr(transfer, "BulkEntries", Dying)
+    with pytest.raises(KeyError):
+        await import_entries(other, path)
+    monkeypatch.undo()
+    imported = await import_entries(other, path)
+
+    assert (imported.written, imported.present, imported.semantic) == (6, 0, 5)
+
+
 async def test_an_import_that_redis_has_forgotten_begins_anew(
     filled, other, path, monkeypatch, other_redis
 ):
