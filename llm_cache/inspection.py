@@ -95,7 +95,8 @@ async def inspect_stored(cache: LLMCache, key: str) -> Inspection | None:
         raise InvalidRequest("not a key of an answer: that is <namespace>:x:{<digest>}")
     if found[1] != cache.config.namespace:
         raise InvalidRequest(
-            f"a key of the namespace {found[1]}, not {cache.config.namespace}: name the other one"
+            f"a key of the namespace {found[1]}, while this is {cache.config.namespace}; name the"
+            " other one"
         )
     await cache.open()
     bulk = BulkEntries(cache._connection, cache._keys)
