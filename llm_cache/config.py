@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Any
 
 from llm_cache.errors import ConfigurationError
@@ -64,7 +63,7 @@ class CacheConfig:
 
     ttl_s: float = 86_400.0
     """Lifetime of an answer in seconds, absolute from the moment it is stored. Default 24 h."""
-    model_ttl_s: Mapping[str, float] = field(default_factory=dict)
+    model_ttl_s: Mapping[str, float] = field(default_factory=dict, hash=False)
     """Lifetime of the answers of some models, by name; a call's own `ttl_s` goes before it."""
     ttl_jitter: float = 0.0
     """Share of its lifetime that an answer may lose by chance, below 1: what was stored together
@@ -122,6 +121,14 @@ class CacheConfig:
     stats_flush_s: float = 10.0
     """Seconds between two flushes of this process's counters to Redis."""
 
+    review_sample_rate: float = 0.0
+    """Share of semantic hits and near misses that is kept for people to look at, 0 to 1, with the
+    texts of both prompts; 0 keeps none."""
+    review_max_items: int = 10_000
+    """About how many of them are kept; the oldest go first."""
+    review_ttl_s: float = 7 * 86_400.0
+    """Seconds each of them is kept."""
+
     def __post_init__(self) -> None:
         """Check every value; normalise enums given by their names."""
         if not _NAMESPACE.fullmatch(self.namespace):
@@ -157,7 +164,9 @@ class CacheConfig:
             )
         if self.similarity_threshold is not None:
             check_threshold(self.similarity_threshold, "similarity_threshold")
-        for name in ("max_prompt_chars", "max_entry_bytes", "max_connections"):
+        self._check_review()
+        whole = ("max_prompt_chars", "max_entry_bytes", "max_connections", "review_max_items")
+        for name in whole:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigurationError(f"{name} must be a whole number above 0; got {value!r}")
@@ -178,7 +187,7 @@ class CacheConfig:
         if not isinstance(self.model_ttl_s, Mapping):
             raise ConfigurationError("model_ttl_s must be a mapping of models to seconds")
         # A copy of its own: the caller's may be changed.
-        object.__setattr__(self, "model_ttl_s", MappingProxyType(dict(self.model_ttl_s)))
+        object.__setattr__(self, "model_ttl_s", dict(self.model_ttl_s))
         for model, ttl_s in self.model_ttl_s.items():
             check_ttl(ttl_s, f"model_ttl_s[{model!r}]")
         if not is_number(self.ttl_jitter) or not 0 <= self.ttl_jitter < 1:
@@ -197,6 +206,17 @@ class CacheConfig:
                     "an answer that slides is never stale: set either sliding_max_age_s, or"
                     " stale_while_revalidate_s and stale_if_error_s"
                 )
+
+    def _check_review(self) -> None:
+        if not is_number(self.review_sample_rate) or not 0 <= self.review_sample_rate <= 1:
+            raise ConfigurationError(
+                f"review_sample_rate is a share from 0 to 1; got {self.review_sample_rate!r}"
+            )
+        if self.review_sample_rate and not self.store_prompts:
+            raise ConfigurationError(
+                "store_prompts=False leaves nothing to review: set review_sample_rate=0"
+            )
+        check_ttl(self.review_ttl_s, "review_ttl_s")
 
 
 def upstream_name(config: CacheConfig, base_url: str) -> str:

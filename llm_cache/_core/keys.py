@@ -169,6 +169,15 @@ class Keys:
         """Key of the kept vector of a text in one vector space (string)."""
         return f"{self.namespace}:emb:{space}:{{{digest}}}"
 
+    def imported(self, file_id: str) -> str:
+        """Key of how far the import of a file has come (string)."""
+        return f"{self.namespace}:import:{file_id}"
+
+    @property
+    def review(self) -> str:
+        """Key of what is kept for people to look at (stream)."""
+        return f"{self.namespace}:review"
+
     @property
     def epoch(self) -> str:
         """Key of the token that moves with every invalidation (string)."""

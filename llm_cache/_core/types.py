@@ -102,6 +102,11 @@ class Entry:
     similarity: float | None = None
     """For an alias: the similarity with which it was promoted."""
 
+    @property
+    def about(self) -> Entry:
+        """Itself, as one whose answer is not yet read has it."""
+        return self
+
     def as_alias(self, origin: str, similarity: float | None) -> Entry:
         """Return a copy of this entry for another prompt, which it answers with *similarity*."""
         return replace(self, origin=origin, similarity=similarity)
