@@ -15,13 +15,16 @@ LAYERS = [
     {"cli"},
     {"testing"},
     {"cache", "_wrap", "_wrap_embeddings"},
+    {"_statistics"},
+    {"_report", "metrics", "tracing"},
     {"_engine", "_explain"},
     {"_ends"},
     {"_semantic"},
     {"_embedding", "_batches"},
     {"_flight", "_redis", "_http", "_call", "reply", "local", "embedders", "local_chat"},
     {"_core"},
-    {"events", "config"},
+    {"events", "config", "tokens", "_savings"},
+    {"prices"},
     {"errors"},
 ]
 ALONE = {"_local_chat_child", "__init__"}

@@ -55,6 +55,11 @@ def fingerprint(model_id: str, dimensions: int) -> str:
     ]
 
 
+def tenant_id(tenant: str) -> str:
+    """Return what stands for *tenant* wherever Redis needs a name for it."""
+    return _text(_sha256(b"tenant", tenant.encode()))
+
+
 def text_digest(text: str) -> str:
     """Return the digest of a text to embed."""
     return _text(_sha256(b"text", text.encode()))
@@ -122,10 +127,9 @@ class Keys:
         """Key of the table of what was invalidated when (hash)."""
         return f"{self.namespace}:purges"
 
-    @property
-    def counters(self) -> str:
-        """Key of the counters of all workers (hash)."""
-        return f"{self.namespace}:stats:calls"
+    def stats(self, part: str) -> str:
+        """Key of one part of what all workers have counted. All parts share one slot."""
+        return f"{self.namespace}:stats:{{counts}}:{part}"
 
 
 def answer_digest(entry_key: str) -> str:
