@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -44,6 +45,11 @@ class Price:
         total = plain * prompt + cached_prompt_tokens * cached + completion_tokens * completion
         return total / _MILLION
 
+    def per_token(self) -> dict[str, Decimal]:
+        """Return what one token costs: `prompt`, `cached_prompt` and `completion`."""
+        prompt, completion, cached = (_usd(usd) / _MILLION for usd in self._in_order())
+        return {"prompt": prompt, "cached_prompt": cached, "completion": completion}
+
     def _in_order(self) -> tuple[object, object, object]:
         cached = self.input_usd if self.cached_input_usd is None else self.cached_input_usd
         return self.input_usd, self.output_usd, cached
@@ -58,6 +64,11 @@ class PriceList:
 
     def __init__(self, prices: Mapping[str, Price] | None = None) -> None:
         self._own = dict(prices or {})
+
+    def load(self) -> None:
+        """Read the price list now, if there is one, and not at the first look into it."""
+        with suppress(ImportError):
+            import genai_prices  # noqa: F401
 
     def price(self, model: str, *, prompt_tokens: float = 0) -> Price | None:
         """Return the price of *model*, or `None` where nobody knows it. Never a guess, never 0.

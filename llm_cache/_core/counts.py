@@ -73,8 +73,8 @@ class Table:
 
     def __init__(self, *, max_tenants: int | None = None, max_models: int | None = None) -> None:
         self._rows: dict[Row, Counts] = {}
-        self._tenant = _bounded(max_tenants)
-        self._model = _bounded(max_models)
+        self._tenant = bounded(max_tenants)
+        self._model = bounded(max_models)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -185,14 +185,14 @@ def as_numbers(counts: Counts) -> tuple[int, ...]:
     return astuple(counts)
 
 
-def _bounded(limit: int | None) -> Callable[[str], str]:
+def bounded(limit: int | None) -> Callable[[str], str]:
     """Return what lets the first *limit* names pass and makes `OTHER` of all further ones."""
-    known = {NOBODY, OTHER}
+    known = {NOBODY, OTHER, ""}
 
     def name(given: str) -> str:
         if given in known:
             return given
-        if len(given) > _MAX_NAME_CHARS or (limit is not None and len(known) >= limit + 2):
+        if len(given) > _MAX_NAME_CHARS or (limit is not None and len(known) >= limit + 3):
             return OTHER
         known.add(given)
         return given

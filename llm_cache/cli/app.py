@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 import llm_cache
-from llm_cache.cli import chat, demo, doctor, explain, failures, stats
+from llm_cache.cli import chat, demo, doctor, explain, failures, savings, stats
 from llm_cache.cli.screen import complain
 from llm_cache.errors import InvalidRequest
 
@@ -39,7 +39,6 @@ def make_app() -> typer.Typer:
     app = typer.Typer(
         cls=_Commands,
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -49,6 +48,7 @@ def make_app() -> typer.Typer:
     app.command(epilog=EXIT_CODES)(chat.chat)
     app.command(epilog=EXIT_CODES)(explain.explain)
     app.command(epilog=EXIT_CODES)(stats.stats)
+    app.command("savings", epilog=EXIT_CODES)(savings.saved)
     app.command(epilog=doctor.EXIT_CODES)(doctor.doctor)
     return app
 
