@@ -29,6 +29,7 @@ async def _run(url: str, data: Path | None) -> int:
         f"exact hit      chat() p50 {hit.chat_us:.0f} µs, bare GET {hit.get_us:.0f} µs,"
         f" ratio {hit.ratio:.2f}"
     )
+    await _print_hooks(url)
     for callers in (100, 1_000):
         many = await concurrent.measure(url, callers=callers)
         print(
@@ -58,6 +59,19 @@ async def _run(url: str, data: Path | None) -> int:
             f" look-up p50 {result.lookup_ms:.2f} ms, {result.inserts_per_s:,.0f} inserts/s"
         )
     return 0
+
+
+async def _print_hooks(url: str) -> None:
+    try:
+        from benchmarks.micro import hooks
+    except ImportError as error:
+        print(f"hooks          skipped: {error}; pip install 'llm-cache[dev]'")
+        return
+    cost = await hooks.measure(url)
+    print(
+        f"hooks          exact hit {cost.bare_us:.0f} µs; PrometheusHook adds"
+        f" {cost.prometheus_us:.1f} µs, OpenTelemetryHook {cost.otel_us:.1f} µs"
+    )
 
 
 if __name__ == "__main__":

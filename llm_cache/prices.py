@@ -33,7 +33,7 @@ class Price:
         """Check the prices, and make them exact: `0.15` means fifteen hundredths."""
         for name in ("input_usd", "output_usd", "cached_input_usd"):
             value = getattr(self, name)
-            if value is not None:
+            if value is not None or name != "cached_input_usd":
                 object.__setattr__(self, name, _usd(value, name))
 
     def cost_usd(

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from llm_cache import LLMCache, Price, savings
-from llm_cache._savings import Savings, in_a_month
+from llm_cache import LLMCache, Price
+from llm_cache._savings import Savings, in_a_month, savings
 from llm_cache.cli.options import (
     NAMESPACE,
     AsJson,
@@ -93,7 +93,7 @@ def saved(
         namespace=namespace, semantic=False, prices=given_prices(() if price is None else price)
     )
     counted = asyncio.run(_read(LLMCache(url, config=config), window))
-    # The first hour counts as a whole, even if it is all there is: rather too little than too much.
+    # An hour that has just begun counts as a whole: rather too little than too much.
     days = max(_HOUR_S, time.time() - counted["from_s"]) / _DAY_S
     result = in_a_month(
         daily_usd=counted["usd_saved"] / days,
@@ -144,7 +144,9 @@ def _tell(result: Savings, basis: dict[str, Any], *, as_json: bool) -> None:
         return
     screen = Screen()
     if basis["basis"] == "counts":
-        screen.fact("counted", f"{basis['days']:.2f} days, hit rate {basis['hit_rate']:.1%}")
+        days = basis["days"]
+        time_counted = f"{days:.1f} days" if days >= 2 else f"{24 * days:.1f} hours"
+        screen.fact("counted", f"{time_counted}, hit rate {basis['hit_rate']:.1%}")
         if basis["unpriced_models"]:
             screen.fact(
                 "", f"not in it, for want of a price: {', '.join(basis['unpriced_models'])}"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Awaitable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -55,7 +55,7 @@ class Screen:
 
     def fact(self, label: str, value: str | Text) -> None:
         """Print *value* beside its label."""
-        prefix = Text(f"{label:<{_LABEL_WIDTH}}", style="bold")
+        prefix = Text.assemble((f"{label:<{_LABEL_WIDTH}}", "bold"))
         self.hanging(prefix, Text(value) if isinstance(value, str) else value)
 
     def hanging(self, prefix: Text, text: Text) -> None:
@@ -66,22 +66,10 @@ class Screen:
             row.rstrip()
             self._console.print(row, soft_wrap=True)
 
-    @contextmanager
-    def redrawing(self) -> Iterator[Callable[[Callable[[], None]], None]]:
-        """Give what draws again in the same place, where something may move, else below."""
-        if not self._live:
-            yield lambda draw: draw()
-            return
-        from rich.live import Live
-
-        with Live(console=self._console, auto_refresh=False, transient=False) as live:
-
-            def redraw(draw: Callable[[], None]) -> None:
-                with self._console.capture() as captured:
-                    draw()
-                live.update(Text.from_ansi(captured.get().rstrip("\n")), refresh=True)
-
-            yield redraw
+    def clear(self) -> None:
+        """Begin anew at the top, where something may move."""
+        if self._live:
+            self._console.clear()
 
     def busy(self, what: str) -> AbstractContextManager[object]:
         """Show that *what* is under way, where something may move."""

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
-from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -113,15 +112,15 @@ class _Shown:
     async def watch(self, interval_s: float) -> None:
         """Show it for ever; a Redis that fails for a while is told, and asked again."""
         async with LLMCache(self._url, config=self._config) as cache:
-            with self._screen.redrawing() as redraw:
-                while True:
-                    try:
-                        read = await self._read(cache)
-                    except StoreError as error:
-                        complain(str(error))
-                    else:
-                        redraw(partial(self._show, *read))
-                    await asyncio.sleep(interval_s)
+            while True:
+                try:
+                    read = await self._read(cache)
+                except StoreError as error:
+                    complain(str(error))
+                else:
+                    self._screen.clear()
+                    self._show(*read)
+                await asyncio.sleep(interval_s)
 
     async def _read(self, cache: LLMCache) -> tuple[dict[str, Any], tuple[Index, ...] | None]:
         numbers = await cache.server_stats(**self._options)
