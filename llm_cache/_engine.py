@@ -7,14 +7,14 @@ the model's answer, the status says what was bypassed, an event carries the exce
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any, overload
 
 from llm_cache._call import Call
-from llm_cache._core.codec import encode_entry
+from llm_cache._core.codec import Sealed, encode_entry
 from llm_cache._core.policy import Refusal
 from llm_cache._core.stream import Accumulator
 from llm_cache._core.types import CacheStatus, Entry, Json
@@ -70,22 +70,22 @@ class Engine:
         self._clock = clock
         self._flights: SingleFlight[Answered] = SingleFlight()
         self._beginnings: SingleFlight[Answered | Streaming] = SingleFlight(_give_up_unheard)
-        self._live: dict[str, Streaming] = {}
+        self._live: dict[Hashable, Streaming] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # ------------------------------------------------------------------ plain calls
 
     async def answer(self, call: Call, produce: Produce) -> Answered:
         """Answer *call* from the cache, or with what *produce* makes, and remember that."""
-        if not self._is_shared(call):
+        if not call.terms.is_shared:
             alone = await self._look_up(call)
             return alone if isinstance(alone, Answered) else await self._fill(call, produce, alone)
         while True:
             # Whoever comes while the answer is being made needs no look-up of his own.
             if self._flights.is_running(call.flight):
-                async with asyncio.timeout(call.wait_s):
+                async with asyncio.timeout(call.terms.wait_s):
                     return as_follower(await self._flights.join(call.flight))
-            found = await self._look_up(call, skip=lambda: self._flights.is_running(call.flight))
+            found = await self._look_up(call, skip=partial(self._flights.is_running, call.flight))
             if isinstance(found, Answered):
                 return found
             if isinstance(found, str):
@@ -93,18 +93,12 @@ class Engine:
             if found is not None:
                 break
         # The leader waits for the model, which has a time-out of its own.
-        patience = call.wait_s if self._flights.is_running(call.flight) else None
+        patience = call.terms.wait_s if self._flights.is_running(call.flight) else None
         async with asyncio.timeout(patience):
             answered, is_follower = await self._flights.run(
                 call.flight, partial(self._fill, call, produce, found)
             )
         return as_follower(answered) if is_follower else answered
-
-    def _is_shared(self, call: Call) -> bool:
-        """Tell whether *call* may be answered by what another one makes."""
-        control = call.control
-        is_free = call.bypass is None and not control.no_cache and not control.only_if_cached
-        return is_free and self._config.single_flight
 
     @overload
     async def _look_up(self, call: Call) -> Answered | Lookup | str: ...
@@ -121,8 +115,8 @@ class Engine:
 
         `None` where *skip* said to do without.
         """
-        if call.bypass is not None:
-            return call.bypass
+        if call.terms.bypass is not None:
+            return call.terms.bypass
         try:
             await self._ready()
             found = await self._exact.lookup_unless(call.digest, skip)
@@ -158,10 +152,10 @@ class Engine:
         turn = Turn(found.epoch, None, reason=None if found.corrupt is None else "corrupt")
         turn.may_promote = found.entry is None
         turn.replaces = found.was_taken
-        if not self._is_shared(call):
+        if not call.terms.is_shared:
             return turn
         try:
-            async with asyncio.timeout(call.wait_s):
+            async with asyncio.timeout(call.terms.wait_s):
                 claimed = await self._leases.claim(call.digest, partial(self._look_again, call))
         except StoreError as error:
             return replace(turn, reason=self._failed("lease", error))
@@ -172,17 +166,17 @@ class Engine:
         entry = (await self._exact.lookup(call.digest)).entry
         if entry is None or not self._accepts(call, entry):
             return None
-        status = CacheStatus.MISS if entry.origin is None else CacheStatus.SEMANTIC
+        status = CacheStatus.SEMANTIC if entry.is_alias else CacheStatus.MISS
         return replace(exact_end(call.digest, entry), status=status, is_shared=True)
 
     async def _look_around(self, call: Call, turn: Turn) -> tuple[Place | None, Answered | None]:
         """Return where the prompt stands, and the semantic hit; note in *turn* what failed."""
-        if not call.semantic or call.text is None or turn.epoch is None:
+        if not call.terms.semantic or call.text is None or turn.epoch is None:
             return None, None
         place = None
         try:
-            place = await self._semantic.locate(call.text, call.scope)
-            if place is None or call.control.no_cache:
+            place = await self._semantic.locate(call.text, call.terms.scope.name)
+            if place is None or call.terms.control.no_cache:
                 return place, None
             hit = await self._semantic.lookup(place, partial(self._accepts, call))
         except (EmbedderError, StoreError) as error:
@@ -205,7 +199,7 @@ class Engine:
         is_stored = turn.epoch is not None and refusal is None
         return Answered(
             turn.status,
-            fresh.answer,
+            fresh,
             digest=call.digest if is_stored else None,
             reason=turn.reason or refusal,
             original=fresh.original,
@@ -221,7 +215,7 @@ class Engine:
         Callers of one request share one stream: each hears it from its first chunk, the one with
         the usage included, which is left to the caller to leave out.
         """
-        if not self._is_shared(call):
+        if not call.terms.is_shared:
             alone = await self._look_up(call)
             if isinstance(alone, Answered):
                 return alone
@@ -240,7 +234,7 @@ class Engine:
             elif self._live.get(call.flight) is not None:
                 continue
             else:
-                patience = call.wait_s if self._beginnings.is_running(call.flight) else None
+                patience = call.terms.wait_s if self._beginnings.is_running(call.flight) else None
                 async with asyncio.timeout(patience):
                     begun, is_shared = await self._beginnings.run(call.flight, begin)
             if isinstance(begun, Answered):
@@ -283,8 +277,8 @@ class Engine:
             answer = heard.completion(choices=choices, usage_expected=wants_usage)
             if answer is not None:
                 return await self._end(call, Fresh(answer), turn, place)
-            self._tell(StoreSkipped(Refusal.UNFINISHED, call.model))
-            return Answered(turn.status, {}, reason=turn.reason or Refusal.UNFINISHED)
+            self._tell(StoreSkipped(Refusal.UNFINISHED, call.terms.model))
+            return Answered(turn.status, Fresh({}), reason=turn.reason or Refusal.UNFINISHED)
 
         streaming = Streaming(
             chunks=SharedStream(abandon, retire),
@@ -297,9 +291,11 @@ class Engine:
         pump = self._pump(source, streaming, turn, conclude, is_complete)
         task = asyncio.create_task(pump, name="llm_cache.stream")
         self._tasks.add(task)
-        if self._is_shared(call) and isinstance(found, Lookup):
+        if call.terms.is_shared and isinstance(found, Lookup):
             self._live[call.flight] = streaming
-        task.add_done_callback(partial(self._stream_ended, call.model, streaming, source, turn))
+        task.add_done_callback(
+            partial(self._stream_ended, call.terms.model, streaming, source, turn)
+        )
         return streaming
 
     async def _pump(
@@ -378,22 +374,24 @@ class Engine:
                 answer=answer,
                 created_s=self._clock(),
                 stamp=epoch,
-                model=call.model,
-                tenant=call.tenant,
-                tags=call.tags,
+                model=call.terms.model,
+                tenant=call.terms.tenant,
+                tags=call.terms.tags,
             )
             try:
-                blob = encode_entry(entry, call.digest)
+                blob = encode_entry(entry, call.digest, compress=self._config.compression)
             except (ValueError, TypeError):
                 refusal = Refusal.NOT_TEXT
         if len(blob) > self._config.max_entry_bytes:
             refusal = Refusal.TOO_LARGE
         if refusal is not None:
-            self._tell(StoreSkipped(refusal, call.model))
+            self._tell(StoreSkipped(refusal, call.terms.model))
             return refusal
         leading = None if place is None else self._semantic.entry(place, call.digest)
         # Where a late leader finds a newer answer in place, that one stays: it is stored too.
-        await self._leases.store(call.digest, blob, ttl_ms=call.ttl_ms, entry=leading, lease=lease)
+        await self._leases.store(
+            call.digest, blob, ttl_ms=round(1000 * call.terms.ttl_s), entry=leading, lease=lease
+        )
         return None
 
     async def _store(
@@ -424,8 +422,8 @@ class Engine:
         if hit.left_ms <= 0:
             return
         origin = hit.candidate.digest
-        alias = hit.entry.as_alias(origin, hit.candidate.similarity)
-        blob = encode_entry(alias, call.digest)
+        alias = hit.entry.open().as_alias(origin, hit.candidate.similarity)
+        blob = encode_entry(alias, call.digest, compress=self._config.compression)
         try:
             await self._exact.promote(
                 call.digest, origin, blob, left_ms=hit.left_ms, replaces=replaces
@@ -434,7 +432,7 @@ class Engine:
             self._failed("promote", error)
 
     def _refuse_without_model(self, call: Call) -> None:
-        if call.control.only_if_cached:
+        if call.terms.control.only_if_cached:
             raise OnlyIfCachedMiss("only-if-cached: there is no stored answer to this request")
 
     def _failed(self, operation: str, error: Exception) -> str:
@@ -443,13 +441,13 @@ class Engine:
         self._tell(DependencyFailed(dependency, operation, error))
         return dependency
 
-    def _accepts(self, call: Call, entry: Entry) -> bool:
+    def _accepts(self, call: Call, entry: Sealed) -> bool:
         return call.accepts(entry, self._clock())
 
 
 def _refusal(call: Call, answer: Json) -> str | None:
     try:
-        return call.refuse(answer)
+        return call.terms.refuse(answer)
     except Exception:  # noqa: BLE001 - the rule may be the caller's code; its answer is paid for
         return Refusal.NOT_WANTED
 

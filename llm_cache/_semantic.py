@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from llm_cache._core import guards, similarity
 from llm_cache._core import keys as identity
+from llm_cache._core.codec import Sealed
 from llm_cache._core.keys import Keys
-from llm_cache._core.types import Candidate, Entry
+from llm_cache._core.types import Candidate
 from llm_cache._core.vectors import Vector, check_vectors
 from llm_cache._embedding import EmbeddingQueue
 from llm_cache._redis.connection import Connection
@@ -41,7 +42,7 @@ class SemanticHit:
     """A candidate that may answer, with its answer."""
 
     candidate: Candidate
-    entry: Entry
+    entry: Sealed
     left_ms: int
     """Milliseconds until the answer expires."""
 
@@ -162,7 +163,7 @@ class SemanticLayer:
         return await self.vectors.nearest(place.scope, place.vector, limit=limit)
 
     async def lookup(
-        self, place: Place, accepts: Callable[[Entry], bool] = lambda _: True
+        self, place: Place, accepts: Callable[[Sealed], bool] = lambda _: True
     ) -> SemanticHit | None:
         """Return the nearest living answer that may be served at *place* and that *accepts* takes.
 
@@ -184,7 +185,7 @@ class SemanticLayer:
             ):
                 found, left_ms = await self._exact.lookup_with_ttl(candidate.digest)
                 # An alias has no entry of its own; one that leads to it outlived its answer.
-                if found.entry is not None and found.entry.origin is None:
+                if found.entry is not None and not found.entry.is_alias:
                     if accepts(found.entry):
                         return SemanticHit(candidate, found.entry, left_ms)
                 elif not found.is_foreign:

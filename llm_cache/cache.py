@@ -11,11 +11,10 @@ from collections.abc import (
     Awaitable,
     Callable,
     Iterable,
-    Iterator,
     Mapping,
     Sequence,
 )
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, Unpack, overload
 
 from llm_cache._call import (
@@ -23,24 +22,24 @@ from llm_cache._call import (
     UNSET,
     Call,
     CallOptions,
+    RequestOf,
     Unset,
     as_completion,
-    plan_chat,
-    plan_value,
 )
 from llm_cache._core.canonical import as_data
 from llm_cache._core.control import CacheControl
-from llm_cache._core.counts import tokens_of
+from llm_cache._core.counts import NO_TOKENS
 from llm_cache._core.keys import Keys
 from llm_cache._core.normalize import Prompt
 from llm_cache._core.policy import StoreIf
 from llm_cache._core.stream import replay
-from llm_cache._core.types import ChatRequest, Json
+from llm_cache._core.types import Json
 from llm_cache._ends import Answered, Fresh, exact_end, semantic_end
 from llm_cache._engine import Engine
 from llm_cache._explain import Explanation, explain
 from llm_cache._flight import SharedRun
 from llm_cache._http.upstream import Upstream
+from llm_cache._plan import Planner
 from llm_cache._redis.connection import Connection
 from llm_cache._redis.counters import Counters
 from llm_cache._redis.epoch import Epochs
@@ -127,6 +126,7 @@ class LLMCache:
         )
         self._call_hooks = listeners(self._hooks, CallEnded)
         self._upstream = Upstream(client)
+        self._planner = Planner(self.config)
         self._owned_embedder = OpenAIEmbedder(client) if embedder is None else None
         self._semantic = SemanticLayer(
             self._connection,
@@ -296,7 +296,7 @@ class LLMCache:
             CacheClosed: the cache was closed.
             openai.OpenAIError: whatever the SDK raises when the model is asked.
         """
-        options: dict[str, Any] = {
+        options = {
             "model": model,
             "system": system,
             "ttl_s": ttl_s,
@@ -305,7 +305,7 @@ class LLMCache:
             "semantic": semantic,
             "cache_control": cache_control,
         }
-        call, request = self._plan(prompt, {**params, **options})
+        call, request = self._plan(prompt, options, params, self._upstream)
         if stream:
             chunks = await self._chunks(call, request, self._upstream)
             return chunks.map(_text_of)
@@ -313,43 +313,48 @@ class LLMCache:
         return reply
 
     async def _complete(
-        self, call: Call, request: ChatRequest, upstream: Upstream
+        self, call: Call, request: RequestOf, upstream: Upstream
     ) -> tuple[ChatReply, ChatCompletion | None]:
         """Return the reply, and the SDK's own object where the model has just made it."""
 
         async def produce() -> Fresh:
-            completion: Any = await upstream.complete(request)
+            completion: Any = await upstream.complete(request())
             # The SDK hands on what is no JSON at all as text.
             dump = getattr(completion, "model_dump", None)
             return Fresh({} if dump is None else dump(mode="json", exclude_unset=True), completion)
 
         started_s = time.perf_counter()
-        with _timeouts_of_the_sdk():
+        try:
             answered = await self._engine.answer(call, produce)
-        reply = ChatReply(data=answered.answer, **self._info(answered))
-        self._note(call, reply, reply.usage, started_s)
+        except TimeoutError as error:
+            raise _timeout_of_the_sdk() from error
+        reply = self._reply(answered)
+        self._note(call, reply, answered, started_s)
         return reply, answered.original
 
     async def _chunks(
-        self, call: Call, request: ChatRequest, upstream: Upstream
+        self, call: Call, request_of: RequestOf, upstream: Upstream
     ) -> ChatStream[ChatCompletionChunk]:
         """Return the stream of the SDK's chunks, from the cache or from the model."""
+        request = request_of()
         options = request.params.get("stream_options") or {}
         if not isinstance(options, Mapping):
             raise InvalidRequest("stream_options must be a mapping")
         wants_usage = bool(options.get("include_usage"))
         started_s = time.perf_counter()
-        with _timeouts_of_the_sdk():
+        try:
             begun = await self._engine.stream(
                 call,
                 lambda: upstream.stream(request),
                 choices=int(request.params.get("n") or 1),
                 wants_usage=wants_usage,
             )
+        except TimeoutError as error:
+            raise _timeout_of_the_sdk() from error
         if isinstance(begun, Answered):
             info = CacheInfo(**self._info(begun))
-            self._note(call, info, begun.answer.get("usage"), started_s, operation="stream")
-            return ChatStream(info, self._replay(begun.answer, include_usage=wants_usage))
+            self._note(call, info, begun, started_s, operation="stream")
+            return ChatStream(info, self._replay(begun.source.answer, include_usage=wants_usage))
         info = CacheInfo(status=begun.status, shared=begun.is_shared, reason=begun.reason)
         self._note(call, info, None, started_s, operation="stream")
 
@@ -420,17 +425,15 @@ class LLMCache:
             Exception: whatever *produce* raises.
         """
         self._refuse_closed()
-        call = plan_value(
-            request, config=self.config, producer=producer, store_if=store_if, **options
-        )
+        call = self._planner.value(request, producer=producer, store_if=store_if, **options)
 
         async def checked() -> Fresh:
             return Fresh(as_data(await produce(), "what produce returned"))
 
         started_s = time.perf_counter()
         answered = await self._engine.answer(call, checked)
-        value = CachedValue(value=answered.answer, **self._info(answered))
-        self._note(call, value, None, started_s, operation="value")
+        value = CachedValue(value=answered.source.answer, **self._info(answered))
+        self._note(call, value, answered, started_s, operation="value")
         return value
 
     def cached(
@@ -495,11 +498,11 @@ class LLMCache:
             EmbedderError: the embedder failed.
             StoreError: Redis failed.
         """
-        call, request = self._plan(prompt, options)
+        call, request = self._plan_given(prompt, options)
         await self.open()
         return await explain(
             call,
-            request,
+            request(),
             config=self.config,
             keys=self._keys,
             exact=self._exact,
@@ -518,7 +521,7 @@ class LLMCache:
             InvalidRequest: the request can never work.
             StoreError: Redis failed, or the stored bytes are not an entry.
         """
-        call, _ = self._plan(prompt, options)
+        call, _ = self._plan_given(prompt, options)
         await self.open()
         found = await self._exact.lookup(call.digest)
         if found.corrupt is not None:
@@ -539,7 +542,7 @@ class LLMCache:
             NotStorable: the answer is not complete, or too large.
             StoreError: Redis failed.
         """
-        call, _ = self._plan(prompt, options)
+        call, _ = self._plan_given(prompt, options)
         await self.open()
         return await self._store_given(call, answer, place=None)
 
@@ -630,32 +633,27 @@ class LLMCache:
     # ------------------------------------------------------------------ steps
 
     def _plan(
-        self, prompt: Prompt, arguments: dict[str, Any], upstream: Upstream | None = None
-    ) -> tuple[Call, ChatRequest]:
-        """Return the call; *arguments* holds the options of `chat` and the model's parameters."""
+        self, prompt: Prompt, options: dict[str, Any], params: dict[str, Any], upstream: Upstream
+    ) -> tuple[Call, RequestOf]:
+        """Return the call; *options* are those of `chat`, *params* the model's parameters."""
         self._refuse_closed()
-        upstream = self._upstream if upstream is None else upstream
-        options: Any = {name: arguments.pop(name) for name in CHAT_OPTIONS & arguments.keys()}
-        return plan_chat(
-            prompt,
-            config=self.config,
-            base_url=upstream.base_url,
-            defaults=upstream.defaults,
-            timeout_s=upstream.timeout,
-            params=arguments,
-            **options,
-        )
+        return self._planner.chat(prompt, upstream, options, params)
+
+    def _plan_given(self, prompt: Prompt, arguments: dict[str, Any]) -> tuple[Call, RequestOf]:
+        """Return the call of whoever takes the arguments of `chat`, all in one."""
+        options = {name: arguments.pop(name) for name in CHAT_OPTIONS & arguments.keys()}
+        return self._plan(prompt, options, arguments, self._upstream)
 
     async def _place(
         self, prompt: Prompt, vector: Sequence[float] | None, options: dict[str, Any]
     ) -> tuple[Place | None, Call]:
-        call, _ = self._plan(prompt, options)
+        call, _ = self._plan_given(prompt, options)
         if call.text is None:
             raise InvalidRequest("the semantic layer compares the last message, a user's turn")
-        if not call.semantic:
+        if not call.terms.semantic:
             raise ConfigurationError("the semantic layer is switched off (semantic=False)")
         await self.open()
-        return await self._semantic.locate(call.text, call.scope, vector=vector), call
+        return await self._semantic.locate(call.text, call.terms.scope.name, vector=vector), call
 
     async def _store_given(
         self,
@@ -664,7 +662,7 @@ class LLMCache:
         *,
         place: Place | None,
     ) -> str:
-        completion = as_completion(answer, call.model)
+        completion = as_completion(answer, call.terms.model)
         found = await self._exact.lookup(call.digest)
         refusal = await self._engine.store(call, completion, epoch=found.epoch, place=place)
         if refusal is not None:
@@ -680,7 +678,7 @@ class LLMCache:
             raise CacheClosed("this cache was closed; make a new one")
 
     def _reply(self, answered: Answered) -> ChatReply:
-        return ChatReply(data=answered.answer, **self._info(answered))
+        return ChatReply(source=answered.source, **self._info(answered))
 
     def _info(self, answered: Answered) -> dict[str, Any]:
         """Return what `CacheInfo` and its kin say of *answered*."""
@@ -700,17 +698,18 @@ class LLMCache:
         self,
         call: Call,
         info: CacheInfo,
-        usage: Mapping[str, Any] | None,
+        answered: Answered | None,
         started_s: float,
         *,
         operation: str = "chat",
     ) -> None:
-        """Count a call, and tell of it those who listen."""
-        tokens = tokens_of(usage)
+        """Count a call that has ended as *info* says, *answered* where it has its answer."""
+        tokens = NO_TOKENS if answered is None else answered.tokens()
+        terms = call.terms
         self._statistics.call_ended(
             info.status,
-            call.model,
-            call.tenant,
+            terms.model,
+            terms.tenant,
             tokens,
             reason=info.reason,
             is_shared=info.shared,
@@ -720,8 +719,8 @@ class LLMCache:
         prompt, cached, completion = tokens
         event = CallEnded(
             status=info.status,
-            model=call.model,
-            tenant=call.tenant,
+            model=terms.model,
+            tenant=terms.tenant,
             duration_s=time.perf_counter() - started_s,
             similarity=info.similarity,
             reason=info.reason,
@@ -738,16 +737,12 @@ class LLMCache:
         emit(self._hooks, event)
 
 
-@contextmanager
-def _timeouts_of_the_sdk() -> Iterator[None]:
-    """Tell one who waited in vain for another's answer what the model's client would tell him."""
-    try:
-        yield
-    except TimeoutError as error:
-        from openai import APITimeoutError
+def _timeout_of_the_sdk() -> Exception:
+    """Return what the model's client would tell one who waited in vain for another's answer."""
+    from openai import APITimeoutError
 
-        # The request was another caller's; there is none to show.
-        raise APITimeoutError(request=None) from error  # type: ignore[arg-type]
+    # The request was another caller's; there is none to show.
+    return APITimeoutError(request=None)  # type: ignore[arg-type]
 
 
 async def _without_usage(

@@ -86,6 +86,9 @@ class CacheConfig:
     """A request whose text is longer is refused."""
     max_entry_bytes: int = 1_048_576
     """An answer that takes more bytes than this is served but not stored."""
+    compression: bool = True
+    """Whether long answers are packed with Zstandard where `llm_cache[compression]` is installed.
+    Workers without it cannot read them: install it everywhere, or switch it off."""
 
     max_connections: int = 50
     """Most connections in the Redis pool of one cache object; callers beyond it wait. Outside of

@@ -21,6 +21,7 @@ LAYERS = [
     {"_ends"},
     {"_semantic"},
     {"_embedding", "_batches"},
+    {"_plan"},
     {"_flight", "_redis", "_http", "_call", "reply", "local", "embedders", "local_chat"},
     {"_core"},
     {"events", "config", "tokens", "_savings"},

@@ -22,6 +22,7 @@ EMBEDDED, EMBEDDED_FREE, EMBEDDED_ROUGHLY = "embedded", "embedded:free", "embedd
 Tokens = tuple[int | None, int | None, int | None]
 """Of a prompt, those of them that the provider had in its cache, and of the answer; `None` where
 nobody says."""
+NO_TOKENS: Tokens = (None, None, None)
 _MAX_TOKENS = 1_000_000_000
 """Of one call; a `usage` that says more says nothing."""
 _STATUSES = frozenset(map(str, CacheStatus))
@@ -153,14 +154,37 @@ def by_reason(table: Table, label: str) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
 
-def tokens_of(usage: Json) -> Tokens:
-    """Return what *usage*, as a provider reports it, says; what it cannot mean is not said."""
+def tokens_of(answer: Json) -> Tokens:
+    """Return what the `usage` of *answer* says, in OpenAI's words or in Anthropic's.
+
+    What cannot be meant is not said.
+    """
+    usage = answer.get("usage") if isinstance(answer, dict) else None
     if not isinstance(usage, dict):
-        return None, None, None
-    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    details = usage.get("prompt_tokens_details")
-    cached = details.get("cached_tokens") if isinstance(details, dict) else None
-    return _number(prompt), _number(cached), _number(completion)
+        return NO_TOKENS
+    if "input_tokens" in usage and "prompt_tokens" not in usage:
+        return _in_other_words(usage)
+    return (
+        _number(usage.get("prompt_tokens")),
+        _cached(usage.get("prompt_tokens_details")),
+        _number(usage.get("completion_tokens")),
+    )
+
+
+def _in_other_words(usage: dict[str, Json]) -> Tokens:
+    """Read a `usage` that speaks of input and output, as Anthropic and the Responses API do."""
+    prompt = _number(usage["input_tokens"])
+    completion = _number(usage.get("output_tokens"))
+    # Anthropic does not count among the input what its cache had, or was given to keep.
+    cached = _number(usage.get("cache_read_input_tokens"))
+    kept = _number(usage.get("cache_creation_input_tokens"))
+    if prompt is not None:
+        prompt += (cached or 0) + (kept or 0)
+    return prompt, cached or _cached(usage.get("input_tokens_details")), completion
+
+
+def _cached(details: Json) -> int | None:
+    return _number(details.get("cached_tokens")) if isinstance(details, dict) else None
 
 
 def _number(value: Json) -> int | None:

@@ -2,43 +2,59 @@
 
 from __future__ import annotations
 
+from base64 import b32encode
+from binascii import b2a_base64
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Any
 
-SCHEMA = b"llm_cache/1"
+SCHEMA = b"llm_cache/2"
 """Version of the key schema; part of every digest."""
 
-_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
-# `base64.b32encode` takes three times as long, which an exact hit would feel.
-_PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
+_DIGEST_BYTES = 21
 
 
-def identify(
-    frame: bytes,
-    normalized: str,
-    *,
-    tenant: str | None,
-    cache_version: str,
-    normalization: str,
-) -> tuple[str, str]:
-    """Return the digest of a request, and the scope within which its answer may be shared.
+class Scope:
+    """Everything that must be equal before an answer may be shared, and the digests within it.
 
-    The request is given by its *frame* and its *normalized* text.
-
-    The digest is over everything the model could see. The scope is over the same without the
-    compared text; requests of one scope differ in nothing else.
+    Args:
+        frame: Canonical bytes of all the model could see, without the compared text.
+        tenant: Whose request it is.
+        cache_version: The configured one.
+        normalization: How the compared texts are normalised; it parts the digests, not the scope.
     """
-    scope = _sha256(
-        b"scope",
-        SCHEMA,
-        # No tenant and a tenant of any name are told apart by the number of parts.
-        *(() if tenant is None else (tenant.encode(),)),
-        b"version",
-        cache_version.encode(),
-        frame,
-    )
-    digest = _sha256(b"key", scope, normalization.encode(), normalized.encode())
-    return _text(digest), _text(scope)
+
+    __slots__ = ("_begun", "name")
+
+    def __init__(
+        self, frame: bytes, *, tenant: str | None, cache_version: str, normalization: str
+    ) -> None:
+        scope = _sha256(
+            b"scope",
+            SCHEMA,
+            # No tenant and a tenant of any name are told apart by the number of parts.
+            *(() if tenant is None else (tenant.encode(),)),
+            b"version",
+            cache_version.encode(),
+            frame,
+        )
+        self.name = _text(scope)
+        """Its own digest; a TAG of every semantic entry."""
+        self._begun: Any = sha256(_framed(b"key", scope, normalization.encode()))
+
+    def digest(self, normalized: str) -> str:
+        """Return the digest of the request with this *normalized* text: 168 bits, base64url.
+
+        It is over everything the model could see. Finding any collision takes 84 bits of work.
+
+        Raises:
+            UnicodeEncodeError: the text holds a lone surrogate.
+        """
+        # What all requests of the scope begin with is hashed once.
+        ended = self._begun.copy()
+        ended.update(_framed(normalized.encode()))
+        encoded: bytes = b2a_base64(ended.digest()[:_DIGEST_BYTES], newline=False)
+        return encoded.decode().replace("+", "-").replace("/", "_")
 
 
 def narrow(scope: str, blind_spots: str) -> str:
@@ -66,17 +82,20 @@ def text_digest(text: str) -> str:
 
 
 def _sha256(*parts: bytes) -> bytes:
-    """Hash *parts*, each behind its length, so that no two lists of parts run together."""
-    return sha256(b"".join([b"%d:%b" % (len(part), part) for part in parts])).digest()
+    return sha256(_framed(*parts)).digest()
+
+
+def _framed(*parts: bytes) -> bytes:
+    """Return *parts*, each behind its length, so that no two lists of parts run together."""
+    return b"".join([b"%d:%b" % (len(part), part) for part in parts])
 
 
 def _text(digest: bytes) -> str:
-    """Return the first 160 bits of *digest* in lower-case base32 (RFC 4648), ten at a time.
+    """Return the first 160 bits of *digest* in lower-case base32 (RFC 4648): 32 characters.
 
-    160 bits are 32 characters; finding any collision takes 80 bits of work.
+    What is searched for in a query is spelled so, without a sign that would have to be escaped.
     """
-    bits = int.from_bytes(digest[:20], "big")
-    return "".join([_PAIRS[bits >> shift & 1023] for shift in range(150, -1, -10)])
+    return b32encode(digest[:20]).decode().lower()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +117,7 @@ class Keys:
         return f"{self.namespace}:s:{space}:"
 
     def refs(self, digest: str) -> str:
-        """Key of the aliases and entries of an answer (set)."""
+        """Key of the aliases of an answer (set). Its semantic entry follows from its digest."""
         return f"{self.namespace}:refs:{{{digest}}}"
 
     def lease(self, digest: str) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from llm_cache._core.types import Entry, Json
+from llm_cache._core.types import Json
 
 StoreIf = Callable[[Any], bool]
 """A caller's own rule: whether an answer may be stored."""
@@ -88,16 +88,14 @@ class Purges:
     knows any more what of it had been invalidated."""
     tokens: Mapping[str, str] = field(default_factory=dict)
 
-    def allow(self, entry: Entry) -> bool:
-        """Tell whether *entry*, read under this epoch, may be served.
+    def allow(self, stamp: str, targets: Callable[[], Iterable[str]]) -> bool:
+        """Tell whether an entry with this *stamp*, read under this epoch, may be served.
 
         An entry is as old as the epoch that its request saw before it asked the model. It is dead
-        when a target of it was purged later, when it is older than the table, and when it claims
-        to come from an epoch that this Redis has not reached (the table it knew is lost).
+        when one of its *targets* was purged later, when it is older than the table, and when it
+        claims to come from an epoch that this Redis has not reached (the table it knew is lost).
         """
-        return self.born <= entry.stamp <= self.epoch and not (
-            self.tokens and any(self._purged(target, entry) for target in entry.targets())
-        )
-
-    def _purged(self, target: str, entry: Entry) -> bool:
-        return self.tokens.get(target, "") > entry.stamp
+        if not self.born <= stamp <= self.epoch:
+            return False
+        tokens = self.tokens
+        return not tokens or all(tokens.get(target, "") <= stamp for target in targets())

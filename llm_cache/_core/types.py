@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any
+from math import inf
+from typing import Any, Protocol
 
 Json = Any
 """A JSON value: `None`, `bool`, `int`, `float`, `str`, or a list or dict of them."""
 
 Completion = dict[str, Json]
 """A chat completion as the provider sent it, parsed from JSON and otherwise unchanged."""
+
+
+class HasAnswer(Protocol):
+    """Whatever has an answer."""
+
+    @property
+    def answer(self) -> Json:
+        """The answer; the same object every time."""
 
 
 class CacheStatus(StrEnum):
@@ -69,10 +78,14 @@ class Entry:
     created_s: float
     """Unix time at which the answer was stored."""
     stamp: str
-    """The epoch that the storing request saw before it asked the model."""
+    """The epoch that the storing request saw before it asked the model: 32 hexadecimal digits."""
     model: str
+    fresh_until_s: float = inf
+    """Unix time at which it turns stale; from then on it is served only where that is allowed."""
     tenant: str | None = None
     tags: tuple[str, ...] = ()
+    depends_on: tuple[str, ...] = ()
+    """What the answer was made from."""
     origin: str | None = None
     """For an alias: the digest of the entry it is a copy of."""
     similarity: float | None = None

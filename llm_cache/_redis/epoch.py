@@ -65,6 +65,7 @@ class Epochs:
         self._keys = keys
         self._clock = clock
         self._purges: Purges | None = None
+        self._epoch = b""
         self._read_at_s = 0.0
         self._reading = SharedRun(self._refresh, name="llm_cache.epoch")
 
@@ -74,29 +75,30 @@ class Epochs:
         No round trip while the epoch stands still (one every 10 s), one when it has moved, three
         when it or the table is lost.
         """
-        if self._is_current(seen):
-            return self._purges  # type: ignore[return-value]  # it is there, says `_is_current`
+        if (known := self.known(seen)) is not None:
+            return known
         # A read that was under way already may be older than what this caller has seen.
         may_be_older = self._reading.is_running
         purges = await self._reading.join()
-        if may_be_older and not self._is_current(seen):
+        if may_be_older and self.known(seen) is None:
             purges = await self._reading.join()
         return purges
+
+    def known(self, seen: bytes | None) -> Purges | None:
+        """Return what `current` does, where no round trip is needed for it."""
+        if self._purges is None or self._clock() - self._read_at_s >= _MAX_AGE_S:
+            return None
+        # Most look-ups see the very epoch that the table was read under.
+        is_new_enough = seen == self._epoch or (seen is not None and self._epoch >= seen)
+        return self._purges if is_new_enough else None
 
     async def purge(self, targets: Iterable[str]) -> str:
         """Invalidate *targets*, and return the token of it. Two round trips."""
         return await self._write("keep", targets)
 
-    def _is_current(self, seen: bytes | None) -> bool:
-        return (
-            self._purges is not None
-            and seen is not None
-            and self._purges.epoch >= seen.decode("latin-1")
-            and self._clock() - self._read_at_s < _MAX_AGE_S
-        )
-
     async def _refresh(self) -> Purges:
         self._purges = purges = await self._read()
+        self._epoch = purges.epoch.encode()
         self._read_at_s = self._clock()
         return purges
 

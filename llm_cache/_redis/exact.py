@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from llm_cache._core.codec import decode_entry
+from llm_cache._core.codec import Sealed, open_sealed
 from llm_cache._core.keys import Keys
-from llm_cache._core.types import Entry
+from llm_cache._core.policy import Purges
 from llm_cache._redis.connection import Connection
 from llm_cache._redis.epoch import Epochs
 from llm_cache._redis.reads import CoalescedReads
 from llm_cache.errors import CorruptEntry
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Lookup:
     """What one look-up by digest found, and the epoch it saw."""
 
-    entry: Entry | None
+    entry: Sealed | None
     epoch: str
     """An answer that is made for this look-up is stamped with it."""
     corrupt: CorruptEntry | None = None
@@ -61,14 +61,19 @@ class ExactStore:
             StoreUnavailable: Redis did not answer.
         """
         read = await self._reads.get(self._keys.answer(digest), needed=lambda: not skip())
-        return None if read is None else await self._judge(*read, digest)
+        if read is None:
+            return None
+        blob, epoch = read
+        purges = self._epochs.known(epoch) or await self._epochs.current(epoch)
+        return _judge(blob, purges, digest)
 
     async def lookup_many(self, digests: Sequence[str]) -> list[Lookup]:
         """Return what `lookup` does for each of *digests*; one round trip for all."""
         keys = [self._keys.answer(digest) for digest in digests]
         *blobs, epoch = await self._connection.execute("MGET", *keys, self._keys.epoch)
+        purges = await self._epochs.current(epoch)
         pairs = zip(blobs, digests, strict=True)
-        return [await self._judge(blob, epoch, digest) for blob, digest in pairs]
+        return [_judge(blob, purges, digest) for blob, digest in pairs]
 
     async def lookup_with_ttl(self, digest: str) -> tuple[Lookup, int]:
         """Return what `lookup` does and the milliseconds the entry has left; one round trip."""
@@ -77,7 +82,7 @@ class ExactStore:
         pipeline.execute_command("MGET", *keys)
         pipeline.execute_command("PTTL", keys[0])
         (blob, epoch), left_ms = await self._connection.run(pipeline.execute())
-        return await self._judge(blob, epoch, digest), left_ms
+        return _judge(blob, await self._epochs.current(epoch), digest), left_ms
 
     async def promote(
         self, alias: str, origin: str, blob: bytes, *, left_ms: int, replaces: bool
@@ -104,18 +109,18 @@ class ExactStore:
     def _keys_of(self, digest: str) -> tuple[str, str]:
         return self._keys.answer(digest), self._keys.epoch
 
-    async def _judge(self, blob: bytes | None, epoch: bytes | None, digest: str) -> Lookup:
-        purges = await self._epochs.current(epoch)
-        if blob is None:
-            return Lookup(None, purges.epoch)
-        try:
-            entry = decode_entry(blob, digest)
-        except CorruptEntry as error:
-            return Lookup(None, purges.epoch, error, was_taken=True)
-        is_alive = entry is not None and purges.allow(entry)
-        return Lookup(
-            entry if is_alive else None, purges.epoch, is_foreign=entry is None, was_taken=True
-        )
+
+def _judge(blob: bytes | None, purges: Purges, digest: str) -> Lookup:
+    if blob is None:
+        return Lookup(None, purges.epoch)
+    try:
+        entry = open_sealed(blob, digest)
+        is_alive = entry is not None and purges.allow(entry.stamp, lambda: entry.open().targets())
+    except CorruptEntry as error:
+        return Lookup(None, purges.epoch, error, was_taken=True)
+    return Lookup(
+        entry if is_alive else None, purges.epoch, is_foreign=entry is None, was_taken=True
+    )
 
 
 def _never() -> bool:

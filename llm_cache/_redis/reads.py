@@ -35,6 +35,7 @@ class CoalescedReads:
         self._connection = connection
         self._companion = companion
         self._waiting: dict[str, list[Waiter]] = {}
+        self._waiting_since_s = 0.0
         self._is_busy = False
         self._drain: asyncio.Task[None] | None = None
         self._line: Any = None
@@ -55,10 +56,18 @@ class CoalescedReads:
             finally:
                 self._go_on()
             return value, companion
-        # Everybody waits for a future of his own, so that one who leaves takes nobody along.
-        future: asyncio.Future[Read | None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(key, []).append((future, needed))
-        return await self._connection.run(future)
+        loop = asyncio.get_running_loop()
+        if not self._waiting:
+            self._waiting_since_s = loop.time()
+        # Everybody waits for a future of his own, so that one who leaves takes nobody along. How
+        # long is up to whoever serves them: a timer for each would cost more than the read.
+        future: asyncio.Future[Read | None] = loop.create_future()
+        waiters = self._waiting.get(key)
+        if waiters is None:
+            self._waiting[key] = [(future, needed)]
+        else:
+            waiters.append((future, needed))
+        return await future
 
     async def aclose(self) -> None:
         """Let go of the connection. Whoever still waits gets an error."""
@@ -81,12 +90,14 @@ class CoalescedReads:
     async def _serve(self) -> None:
         try:
             while self._waiting:
-                batch = self._next_batch()
+                since_s, batch = self._waiting_since_s, self._next_batch()
                 keys = list(batch)
                 if not keys:
                     continue
                 try:
-                    *values, companion = await self._connection.run(self._mget(keys))
+                    *values, companion = await self._connection.run(
+                        self._mget(keys), since_s=since_s
+                    )
                 except StoreError as error:
                     self._fail(keys, batch, error)
                     continue
@@ -133,11 +144,13 @@ class CoalescedReads:
     async def _exchange(self, keys: Sequence[str]) -> list[bytes | None]:
         if self._line is None:
             self._line = dedicated(self._connection.client)
+        line = self._line
         try:
-            # Does nothing while it is connected.
-            await self._line.connect()
-            await self._line.send_command("MGET", *keys, self._companion)
-            values: list[bytes | None] = await self._line.read_response()
+            if not line.is_connected:
+                await line.connect()
+            command = line.pack_command("MGET", *keys, self._companion)
+            await line.send_packed_command(command, check_health=False)
+            values: list[bytes | None] = await line.read_response()
         except BaseException:
             # A reply may still be on its way; the next read must not take it for its own.
             await self._hang_up()

@@ -83,9 +83,35 @@ def test_what_another_release_wrote_is_left_out(name):
         ({"prompt_tokens": 10**9, "completion_tokens": 10**9 + 1}, (10**9, None, None)),
         ({"prompt_tokens": -1, "completion_tokens": True}, (None, None, None)),
         ({"prompt_tokens": "3", "prompt_tokens_details": None}, (None, None, None)),
+        ({"prompt_tokens": 1.5, "completion_tokens": 1}, (None, None, 1)),
+        ({"input_tokens": 3, "output_tokens": 4}, (3, None, 4)),
+        (
+            {
+                "input_tokens": 3,
+                "output_tokens": 4,
+                "cache_read_input_tokens": 100,
+                "cache_creation_input_tokens": 10,
+            },
+            (113, 100, 4),
+        ),
+        (
+            {
+                "input_tokens": 9,
+                "output_tokens": 4,
+                "input_tokens_details": {"cached_tokens": 8},
+            },
+            (9, 8, 4),
+        ),
         (None, (None, None, None)),
+        (5, (None, None, None)),
         ([], (None, None, None)),
+        ({}, (None, None, None)),
     ],
 )
 def test_a_usage_tells_what_it_can_mean(usage, tokens):
-    assert tokens_of(usage) == tokens
+    assert tokens_of({"usage": usage}) == tokens
+
+
+@pytest.mark.parametrize("answer", [None, [], "text", {}])
+def test_an_answer_without_usage_tells_no_tokens(answer):
+    assert tokens_of(answer) == (None, None, None)
