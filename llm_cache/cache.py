@@ -488,10 +488,10 @@ class LLMCache:
         return decorate
 
     async def explain(self, prompt: Prompt, **options: Any) -> Explanation:
-        """Return how *prompt* would be answered now, and why. Nothing is asked, stored or counted.
+        """Return how *prompt* would be answered now, and why. No model is asked, nothing stored.
 
-        Takes the arguments of `chat`. An embedding and up to seven round trips. What it returns
-        holds prompts.
+        Takes the arguments of `chat`. An embedding, which counts among what embeddings cost, and
+        up to seven round trips. What it returns holds prompts.
 
         Raises:
             InvalidRequest: the request can never work.

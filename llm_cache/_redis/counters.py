@@ -36,7 +36,7 @@ _ADD = f"""
 local sent, tenants, models = KEYS[1], KEYS[2], KEYS[3]
 local last = redis.call('GET', sent)
 if last and tonumber(last) >= tonumber(ARGV[1]) then return 0 end
-redis.call('SET', sent, ARGV[1], 'EX', {DAY_S})
+redis.call('SETEX', sent, {DAY_S}, ARGV[1])
 local function naming(key, limit)
   local names, size = {{['{NOBODY}'] = '{NOBODY}', ['{OTHER}'] = '{OTHER}'}}, nil
   return function(name)
