@@ -20,5 +20,18 @@ def main() -> None:
     sys.exit(arguments.run(arguments))
 
 
+async def _print_hooks(url: str) -> None:
+    try:
+        from benchmarks.micro import hooks
+    except ImportError as error:
+        print(f"hooks          skipped: {error}; pip install 'llm-cache[dev]'")
+        return
+    cost = await hooks.measure(url)
+    print(
+        f"hooks          exact hit {cost.bare_us:.0f} µs; PrometheusHook adds"
+        f" {cost.prometheus_us:.1f} µs, OpenTelemetryHook {cost.otel_us:.1f} µs"
+    )
+
+
 if __name__ == "__main__":
     main()

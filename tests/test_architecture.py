@@ -16,6 +16,8 @@ LAYERS = [
     {"testing"},
     {"transfer", "warm", "inspection"},
     {"cache", "_wrap", "_wrap_embeddings"},
+    {"_statistics"},
+    {"_report", "metrics", "tracing"},
     {"_engine", "_explain", "_invalidate"},
     {"_ends"},
     {"_semantic"},
@@ -24,7 +26,8 @@ LAYERS = [
     {"_flight", "_redis", "_http", "_call", "reply", "local", "embedders", "local_chat"},
     {"_exports"},
     {"_core"},
-    {"events", "config", "labels"},
+    {"events", "config", "labels", "tokens", "_savings"},
+    {"prices"},
     {"errors"},
 ]
 ALONE = {"_local_chat_child", "__init__"}

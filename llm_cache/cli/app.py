@@ -18,6 +18,7 @@ from llm_cache.cli import (
     import_,
     inspect,
     review,
+    savings,
     stats,
     warm,
 )
@@ -51,7 +52,6 @@ def make_app() -> typer.Typer:
     app = typer.Typer(
         cls=_Commands,
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -66,6 +66,7 @@ def make_app() -> typer.Typer:
     app.command(epilog=EXIT_CODES)(export.export)
     app.command("import", epilog=EXIT_CODES)(import_.import_)
     app.command(epilog=EXIT_CODES)(stats.stats)
+    app.command("savings", epilog=EXIT_CODES)(savings.saved)
     app.command(epilog=doctor.EXIT_CODES)(doctor.doctor)
     return app
 

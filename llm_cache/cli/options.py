@@ -81,6 +81,21 @@ PriceModel = Annotated[
     str,
     typer.Option("--price-model", metavar="MODEL", help="Whose prices the savings are told in."),
 ]
+Prices = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--price",
+        metavar="MODEL=IN,OUT",
+        help="USD per million tokens of a model; may be given again.",
+        show_default="the price list",
+    ),
+]
+Window = Annotated[
+    str | None,
+    typer.Option(
+        "--window", metavar="TIME", help="24h, 7d and so on, up to 400d.", show_default="all time"
+    ),
+]
 
 NAMESPACE = CacheConfig().namespace
 PRICE_MODEL = "gpt-4o-mini"
