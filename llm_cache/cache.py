@@ -175,7 +175,6 @@ class LLMCache:
             self.config,
             epochs=self._epochs,
             answers=self._answers,
-            semantic=self._semantic,
             sweeper=self._sweeper,
         )
         self._opening = SharedRun(self._open, name="llm_cache.open")
@@ -718,11 +717,14 @@ class LLMCache:
         key = self._keys.answer(call.digest)
         return await self._invalidator.by_key(key, tenant_id=ANYONE, dry_run=False)
 
-    async def clear(self) -> Invalidation:
-        """Invalidate everything in this namespace, and nothing else. Two round trips."""
+    async def clear(self, *, dry_run: bool = False) -> Invalidation:
+        """Invalidate everything in this namespace, and nothing else. Two round trips.
+
+        With *dry_run* it is only counted, which reads it all.
+        """
         self._refuse_closed()
         await self.open()
-        return await self._invalidator.by_target(Selection(Kind.ALL), dry_run=False)
+        return await self._invalidator.by_target(Selection(Kind.ALL), dry_run=dry_run)
 
     async def reject(self, key: str, prompt: Prompt | None = None, **options: Any) -> Invalidation:
         """Remove a wrong answer with all that led to it, and never serve it to those again.

@@ -272,6 +272,11 @@ def redis_url_from_env() -> str:
     return os.environ.get("REDIS_URL") or DEFAULT_REDIS_URL
 
 
+def tenant_secret_from_env() -> str | None:
+    """Return `LLM_CACHE_TENANT_SECRET`: the command line has no other way to learn it unseen."""
+    return os.environ.get("LLM_CACHE_TENANT_SECRET") or None
+
+
 def openai_key_in_env() -> bool:
     """Tell whether `OPENAI_API_KEY` is set to something."""
     return bool(os.environ.get("OPENAI_API_KEY"))

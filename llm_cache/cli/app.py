@@ -17,6 +17,7 @@ from llm_cache.cli import (
     failures,
     import_,
     inspect,
+    invalidate,
     review,
     savings,
     stats,
@@ -61,6 +62,7 @@ def make_app() -> typer.Typer:
     app.command(epilog=EXIT_CODES)(chat.chat)
     app.command(epilog=EXIT_CODES)(explain.explain)
     app.command(epilog=EXIT_CODES)(inspect.inspect)
+    app.command(epilog=EXIT_CODES)(invalidate.invalidate)
     app.command(epilog=EXIT_CODES)(warm.warm)
     app.command(epilog=EXIT_CODES)(review.review)
     app.command(epilog=EXIT_CODES)(export.export)

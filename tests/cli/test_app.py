@@ -10,7 +10,7 @@ import pytest
 import llm_cache
 
 COMMANDS = (
-    *("demo", "chat", "explain", "inspect", "warm"),
+    *("demo", "chat", "explain", "inspect", "invalidate", "warm"),
     *("review", "export", "import", "stats", "savings", "doctor"),
 )
 
