@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from llm_cache._core import similarity
 from llm_cache._core import keys as identity
+from llm_cache._core import similarity
 from llm_cache._core.keys import Keys
 from llm_cache._core.types import Candidate, Entry
 from llm_cache._core.vectors import Vector, check_vectors

@@ -1,9 +1,9 @@
 """Peers on the same work and the same Redis over TCP, each as its own users call it.
 
-Exact: 2,000 answers of 500 bytes; hits one at a time, and by 100 callers at once. Semantic: 10,000
-entries at 384 dimensions (real vectors) in one scope; look-ups with the vector given, one at a time,
-half of them hits. Ours and the peer are timed in turn, a block each, so that whatever else the
-machine does hits both; what a peer's row compares with is what ours took beside it.
+Exact: 2,000 answers of 500 bytes; hits one at a time, and by 100 callers at once. Semantic:
+10,000 entries at 384 dimensions (real vectors) in one scope; look-ups with the vector given, one
+at a time, half of them hits. Ours and the peer are timed in turn, a block each, so that whatever
+else the machine does hits both; what a peer's row compares with is what ours took beside it.
 
 Ours is `chat()` for exact hits (hashing, epoch and decoding included) and
 `lookup_semantic(vector=…)` with its answer, default guards included.
