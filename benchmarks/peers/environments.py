@@ -73,7 +73,7 @@ PEERS = {
         ),
         Peer(
             "gptcache",
-            ("gptcache==0.1.44", "redis==5.0.8"),
+            ("gptcache==0.1.44", "redis==5.0.8", "sqlalchemy==2.0.58"),
             "gptcache_driver.py",
             "put and get with the vector store for Redis",
         ),

@@ -1,4 +1,4 @@
-"""betterdb-semantic-cache: its `SemanticCache`, whose embedding function returns what was given."""
+"""betterdb-semantic-cache: its `SemanticCache`, embedding with what was given."""
 
 from __future__ import annotations
 
