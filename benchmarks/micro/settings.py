@@ -75,12 +75,19 @@ def record(name: str, rows: Sequence[Row], settings: Settings, server: Row) -> R
     return {
         "benchmark": name,
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        "command": _command(settings),
         "seed": settings.seed,
         "machine": machine(),
         "versions": {**versions(), **server},
         "rows": list(rows),
     }
+
+
+def _command(settings: Settings) -> str:
+    """Return what was run; where the data lay is nobody's business."""
+    data = None if settings.data is None else str(settings.data)
+    words = ["DATA" if word == data else word for word in sys.argv[1:]]
+    return shlex.join(["python", "-m", "benchmarks", *words])
 
 
 def write(path: Path, result: Row) -> None:

@@ -86,7 +86,8 @@ def _salted(vector: Vector) -> np.ndarray[Any, np.dtype[np.float16]]:
 def _bfloat16(vector: Vector) -> bytes:
     # The upper half of a float32 is a bfloat16; with half of the last place added it is rounded.
     bits = _salted(vector).astype("<f4").view("<u4") + np.uint32(0x8000)
-    return np.right_shift(bits, 16, dtype="<u4").astype("<u2").tobytes()
+    upper: bytes = np.right_shift(bits, 16, dtype="<u4").astype("<u2").tobytes()
+    return upper
 
 
 def _int8(vector: Vector) -> bytes:
