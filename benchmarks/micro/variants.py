@@ -92,7 +92,8 @@ def _bfloat16(vector: Vector) -> bytes:
 
 def _int8(vector: Vector) -> bytes:
     row = _salted(vector).astype(np.float32)
-    return np.round(row / np.abs(row).max() * 127).astype(np.int8).tobytes()
+    scaled: bytes = np.round(row / np.abs(row).max() * 127).astype(np.int8).tobytes()
+    return scaled
 
 
 _VARIANTS = (
