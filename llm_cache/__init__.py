@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from llm_cache._core.control import CacheControl
 from llm_cache._core.types import CacheStatus
 from llm_cache._explain import Explanation, Neighbour
+from llm_cache._invalidate import Invalidation
 from llm_cache.cache import LLMCache
 from llm_cache.config import CacheConfig, Normalization
 from llm_cache.embedders import CallableEmbedder, Embedder, OpenAIEmbedder
@@ -26,6 +27,7 @@ __all__ = [
     "ChatStream",
     "Embedder",
     "Explanation",
+    "Invalidation",
     "LLMCache",
     "LocalEmbedder",
     "Neighbour",

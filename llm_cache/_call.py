@@ -1,17 +1,16 @@
-"""From the arguments of a call to a `Call`: everything that is known before any look-up. Pure."""
+"""What is known of a call before any look-up, and what a caller may say to the cache."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypedDict, Unpack
+from typing import Any, Final, TypedDict
 
-from llm_cache._core import keys, policy
 from llm_cache._core.canonical import to_json
-from llm_cache._core.control import ANY, CacheControl, parse_cache_control
-from llm_cache._core.normalize import Prompt, frame_value, normalize
-from llm_cache._core.types import ChatRequest, Completion, Entry, Json
-from llm_cache.config import CacheConfig, check_ttl, is_number, upstream_name
+from llm_cache._core.codec import Sealed
+from llm_cache._core.control import CacheControl
+from llm_cache._core.keys import Scope
+from llm_cache._core.types import ChatRequest, Completion, Json
 from llm_cache.errors import ConfigurationError, InvalidRequest
 
 
@@ -30,7 +29,9 @@ class CallOptions(TypedDict, total=False):
 
     ttl_s: float | None
     tags: Iterable[str]
+    depends_on: Iterable[str]
     tenant: str | None
+    shared_scope: str | None
     semantic: bool | None
     cache_control: str | CacheControl | None
 
@@ -48,156 +49,70 @@ _RAW_RESPONSE_HEADER = "x-stainless-raw-response"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """One call, checked, with the places its answer may be in."""
+class Terms:
+    """What holds for a call whatever its prompt: who asks, for what, and on which conditions."""
 
-    digest: str
-    """Names the answer to this very request."""
-    scope: str
+    scope: Scope
     """Within it, answers may be shared between prompts that mean the same."""
-    text: str | None
-    """What is compared; `None` where nothing is."""
     model: str
     tenant: str | None
+    """The caller's name for whose call this is."""
+    tenant_id: str | None
+    """What stands in Redis for the tenant that the answer belongs to; a shared one has none."""
+    shared_scope: str | None
+    """Within it tenants share answers, because the caller said so."""
+    prompt_version: str | None
+    """Names the system prompt."""
     tags: tuple[str, ...]
-    ttl_ms: int
+    depends_on: tuple[str, ...]
+    ttl_s: float
     semantic: bool
     """Whether the semantic layer takes part."""
     control: CacheControl
     bypass: str | None
     """Why the cache takes no part at all; `None` where it does."""
+    is_shared: bool
+    """Whether a call may be answered by what another one makes."""
     refuse: Callable[[Json], str | None]
     """Why an answer must not be stored."""
     wait_s: float | None = None
     """How long another caller's answer is waited for: as long as the model would be."""
 
+
+@dataclass(slots=True)
+class Call:
+    """One call, checked, with the place its answer may be in."""
+
+    digest: str
+    """Names the answer to this very request."""
+    text: str | None
+    """What is compared; `None` where nothing is."""
+    terms: Terms
+
     @property
-    def flight(self) -> str:
+    def flight(self) -> tuple[Hashable, ...]:
         """Names those calls that one answer serves, whatever the layer it comes from."""
-        return f"{self.digest} {self.semantic} {self.control.max_age_s}"
+        return self.digest, self.terms.semantic, self.terms.control.max_age_s
 
-    def accepts(self, entry: Entry, now_s: float) -> bool:
-        """Tell whether *entry*, which was found for this call, may be served."""
-        is_allowed = self.semantic or entry.origin is None
-        return is_allowed and self.control.accepts(max(0.0, now_s - entry.created_s))
+    def accepts_stale(self, entry: Sealed, now_s: float, *, for_s: float) -> bool:
+        """Tell whether *entry* may be served although it turned stale, up to *for_s* ago."""
+        return (
+            entry.fresh_until_s <= now_s < entry.fresh_until_s + for_s
+            and (self.terms.semantic or not entry.is_alias)
+            and self.terms.control.accepts(max(0.0, now_s - entry.created_s))
+        )
 
-
-def plan_chat(
-    prompt: Prompt,
-    *,
-    config: CacheConfig,
-    base_url: str,
-    defaults: Mapping[str, Mapping[str, Any]],
-    timeout_s: Any = None,
-    params: Mapping[str, Any],
-    model: str | None = None,
-    system: str | Unset | None = UNSET,
-    **options: Unpack[CallOptions],
-) -> tuple[Call, ChatRequest]:
-    """Return the call that these arguments make, and what the model is to be asked.
-
-    *defaults* are the headers and the query that the client adds to every request, *timeout_s* is
-    its time-out in any form the SDK takes.
-
-    Raises:
-        InvalidRequest: an argument cannot work; the message names it.
-    """
-    if isinstance(system, Unset):
-        # A list of messages brings its own system message, or means to have none.
-        system = config.system if isinstance(prompt, str) else None
-    request = normalize(
-        prompt,
-        model=config.model if model is None else model,
-        system=system,
-        params=params,
-        defaults=defaults,
-        base_url=upstream_name(config, base_url),
-        normalization=config.normalization,
-        max_chars=config.max_prompt_chars,
-    )
-    if options.get("cache_control") is None:
-        options["cache_control"] = control_header(request.params)
-    call = _plan(
-        request.frame,
-        request.text,
-        request.normalized,
-        model=request.model,
-        config=config,
-        request={"model": request.model, "messages": request.messages, **request.params},
-        refuse=policy.refusal,
-        options=options,
-        wait_s=_seconds(request.params.get("timeout"), timeout_s),
-    )
-    return call, request
+    def accepts(self, entry: Sealed, now_s: float) -> bool:
+        """Tell whether *entry*, which was found for this call, may be served as fresh."""
+        return (
+            now_s < entry.fresh_until_s
+            and (self.terms.semantic or not entry.is_alias)
+            and self.terms.control.accepts(max(0.0, now_s - entry.created_s))
+        )
 
 
-def plan_value(
-    request: Mapping[str, Any],
-    *,
-    config: CacheConfig,
-    producer: str,
-    store_if: policy.StoreIf | None = None,
-    **options: Unpack[CallOptions],
-) -> Call:
-    """Return the call for a request in anybody's own shape.
-
-    Raises:
-        InvalidRequest: an argument cannot work; the message names it.
-    """
-    frame, text, normalized = frame_value(
-        request, producer=producer, normalization=config.normalization
-    )
-    model = request.get("model")
-    return _plan(
-        frame,
-        text,
-        normalized,
-        model=model if isinstance(model, str) else "",
-        config=config,
-        request=request,
-        refuse=lambda value: policy.value_refusal(value, store_if),
-        options=options,
-    )
-
-
-def _plan(
-    frame: bytes,
-    text: str | None,
-    normalized: str,
-    *,
-    model: str,
-    config: CacheConfig,
-    request: Mapping[str, Any],
-    refuse: Callable[[Json], str | None],
-    options: CallOptions,
-    wait_s: float | None = None,
-) -> Call:
-    tenant = _checked_tenant(options.get("tenant"), is_required=config.require_tenant)
-    if not _is_unicode(normalized):
-        raise InvalidRequest("the prompt holds a lone surrogate, which is not Unicode text")
-    digest, scope = keys.identify(
-        frame,
-        normalized,
-        tenant=tenant,
-        cache_version=config.cache_version,
-        normalization=config.normalization,
-    )
-    given = options.get("cache_control")
-    control = ANY if given is None else parse_cache_control(given)
-    return Call(
-        digest=digest,
-        scope=scope,
-        text=text,
-        model=model,
-        tenant=tenant,
-        tags=_checked_tags(options.get("tags", ())),
-        ttl_ms=_checked_ttl_ms(options.get("ttl_s"), config),
-        semantic=config.semantic and options.get("semantic") is not False and text is not None,
-        control=control,
-        bypass=_bypass_reason(control, config, request),
-        refuse=refuse,
-        wait_s=wait_s,
-    )
+RequestOf = Callable[[], ChatRequest]
+"""Makes what the model is asked: an exact hit needs none."""
 
 
 def as_completion(answer: Any, model: str) -> Completion:
@@ -250,55 +165,3 @@ def _header(params: Mapping[str, Any], wanted: str) -> Any:
     headers = params.get("extra_headers")
     given = headers.items() if isinstance(headers, Mapping) else ()
     return next((value for name, value in given if str(name).lower() == wanted), None)
-
-
-def _bypass_reason(
-    control: CacheControl, config: CacheConfig, request: Mapping[str, Any]
-) -> str | None:
-    if control.no_store:
-        return "no-store"
-    return "policy" if config.bypass is not None and config.bypass(request) else None
-
-
-def _checked_tenant(tenant: object, *, is_required: bool) -> str | None:
-    if tenant is None:
-        if is_required:
-            raise InvalidRequest("require_tenant=True: every call must name its tenant=")
-        return None
-    if not isinstance(tenant, str) or not tenant or not _is_unicode(tenant):
-        raise InvalidRequest("tenant must be text that is not empty, or None for the shared one")
-    return tenant
-
-
-def _checked_tags(tags: Iterable[object]) -> tuple[str, ...]:
-    if isinstance(tags, str):
-        raise InvalidRequest("tags must be a list of tags, not one text")
-    checked = []
-    for tag in dict.fromkeys(tags):
-        if not isinstance(tag, str) or not tag or not _is_unicode(tag):
-            raise InvalidRequest("every tag must be text that is not empty")
-        checked.append(tag)
-    return tuple(checked)
-
-
-def _seconds(given: Any, default: Any) -> float | None:
-    """Return a time-out of the SDK, a number or an object with several, in seconds."""
-    timeout = default if given is None else given
-    seconds = getattr(timeout, "read", timeout)
-    return float(seconds) if is_number(seconds) else None
-
-
-def _is_unicode(text: str) -> bool:
-    """Tell whether *text* can be written down: a lone surrogate cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _checked_ttl_ms(ttl_s: float | None, config: CacheConfig) -> int:
-    try:
-        return round(1000 * check_ttl(config.ttl_s if ttl_s is None else ttl_s, "ttl_s"))
-    except ConfigurationError as error:
-        raise InvalidRequest(str(error)) from None

@@ -7,7 +7,8 @@ import copy
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from llm_cache._core.types import CacheStatus, Entry, Json
+from llm_cache._core.codec import Sealed, tokens_of
+from llm_cache._core.types import CacheStatus, HasAnswer, Json
 from llm_cache._flight import SharedStream
 from llm_cache._redis.lease import Landing, Lease
 from llm_cache._semantic import SemanticHit
@@ -22,12 +23,13 @@ class Fresh:
     """The SDK's own object, for the caller who asked for it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answered:
     """The end of a call."""
 
     status: CacheStatus
-    answer: Json
+    source: HasAnswer
+    """What has the answer; one from Redis is read when somebody asks for it."""
     digest: str | None = None
     """Under which the answer is stored, if it is. For an alias, its origin's."""
     created_s: float | None = None
@@ -37,6 +39,13 @@ class Answered:
     reason: str | None = None
     """Why the call was bypassed, or why its answer is not stored."""
     original: Any = None
+
+    def tokens(self) -> tuple[int, int]:
+        """Return the tokens of prompt and completion that the model took for this answer."""
+        source = self.source
+        if isinstance(source, Sealed):
+            return source.prompt_tokens, source.completion_tokens
+        return tokens_of(source.answer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,19 +106,22 @@ def as_follower(answered: Answered) -> Answered:
     """Return *answered* as one who waited for it is told."""
     # Answers can be changed by those who have them: everybody gets his own. The SDK's object
     # stays with the caller who asked the model.
-    answer = copy.deepcopy(answered.answer)
-    return replace(answered, answer=answer, is_shared=True, original=None)
+    source = Fresh(copy.deepcopy(answered.source.answer))
+    return replace(answered, source=source, is_shared=True, original=None)
 
 
-def exact_end(digest: str, entry: Entry) -> Answered:
+def exact_end(digest: str, entry: Sealed) -> Answered:
     """Return the end of a call that *entry*, stored under *digest*, answers."""
+    if not entry.is_alias:
+        return Answered(CacheStatus.EXACT, entry, digest, entry.created_s)
+    alias = entry.about
     return Answered(
         CacheStatus.EXACT,
-        entry.answer,
-        digest=entry.origin or digest,
-        created_s=entry.created_s,
-        similarity=entry.similarity,
-        is_alias=entry.origin is not None,
+        entry,
+        alias.origin,
+        entry.created_s,
+        similarity=alias.similarity,
+        is_alias=True,
     )
 
 
@@ -117,7 +129,7 @@ def semantic_end(hit: SemanticHit) -> Answered:
     """Return the end of a call that *hit* answers."""
     return Answered(
         CacheStatus.SEMANTIC,
-        hit.entry.answer,
+        hit.entry,
         digest=hit.candidate.digest,
         created_s=hit.entry.created_s,
         similarity=hit.candidate.similarity,

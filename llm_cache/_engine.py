@@ -7,15 +7,16 @@ the model's answer, the status says what was bypassed, an event carries the exce
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+import random
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Any, overload
+from typing import Any
 
-from llm_cache._call import Call
-from llm_cache._core.codec import encode_entry
-from llm_cache._core.policy import Refusal
+from llm_cache._call import Call, Terms
+from llm_cache._core.codec import Sealed, encode_entry
+from llm_cache._core.policy import Lifetime, Refusal, is_outage, lifetime
 from llm_cache._core.stream import Accumulator
 from llm_cache._core.types import CacheStatus, Entry, Json
 from llm_cache._ends import (
@@ -28,6 +29,7 @@ from llm_cache._ends import (
     semantic_end,
 )
 from llm_cache._flight import SharedStream, SingleFlight, finish, observe
+from llm_cache._redis.answers import Answers
 from llm_cache._redis.exact import ExactStore, Lookup
 from llm_cache._redis.lease import Lease, Leases
 from llm_cache._semantic import Place, SemanticHit, SemanticLayer
@@ -55,84 +57,64 @@ class Engine:
         exact: ExactStore,
         semantic: SemanticLayer,
         leases: Leases,
+        answers: Answers,
         config: CacheConfig,
         *,
         ready: Callable[[], Awaitable[None]],
         tell: Callable[[Event], None],
         clock: Callable[[], float],
+        chance: Callable[[], float] = random.random,
     ) -> None:
         self._exact = exact
         self._semantic = semantic
         self._leases = leases
+        self._answers = answers
         self._config = config
         self._ready = ready
         self._tell = tell
         self._clock = clock
+        self._chance = chance
+        self._revalidating: set[str] = set()
         self._flights: SingleFlight[Answered] = SingleFlight()
         self._beginnings: SingleFlight[Answered | Streaming] = SingleFlight(_give_up_unheard)
-        self._live: dict[str, Streaming] = {}
+        self._live: dict[Hashable, Streaming] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # ------------------------------------------------------------------ plain calls
 
     async def answer(self, call: Call, produce: Produce) -> Answered:
         """Answer *call* from the cache, or with what *produce* makes, and remember that."""
-        if not self._is_shared(call):
-            alone = await self._look_up(call)
-            return alone if isinstance(alone, Answered) else await self._fill(call, produce, alone)
-        while True:
-            # Whoever comes while the answer is being made needs no look-up of his own.
-            if self._flights.is_running(call.flight):
-                async with asyncio.timeout(call.wait_s):
-                    return as_follower(await self._flights.join(call.flight))
-            found = await self._look_up(call, skip=lambda: self._flights.is_running(call.flight))
-            if isinstance(found, Answered):
-                return found
-            if isinstance(found, str):
-                return await self._fill(call, produce, found)
-            if found is not None:
-                break
+        found = await self._look_up(call)
+        if isinstance(found, Answered):
+            return found
+        if (stale := self._stale(call, found, self._config.stale_while_revalidate_s)) is not None:
+            self._revalidate(call, produce, found)
+            return stale
+        if isinstance(found, str) or not call.terms.is_shared:
+            return await self._fill(call, produce, found)
+        # Whoever has seen a later invalidation shares nothing that was begun before it.
+        flight = (*call.flight, found.epoch)
         # The leader waits for the model, which has a time-out of its own.
-        patience = call.wait_s if self._flights.is_running(call.flight) else None
+        patience = call.terms.wait_s if self._flights.is_running(flight) else None
         async with asyncio.timeout(patience):
             answered, is_follower = await self._flights.run(
-                call.flight, partial(self._fill, call, produce, found)
+                flight, partial(self._fill, call, produce, found)
             )
         return as_follower(answered) if is_follower else answered
 
-    def _is_shared(self, call: Call) -> bool:
-        """Tell whether *call* may be answered by what another one makes."""
-        control = call.control
-        is_free = call.bypass is None and not control.no_cache and not control.only_if_cached
-        return is_free and self._config.single_flight
-
-    @overload
-    async def _look_up(self, call: Call) -> Answered | Lookup | str: ...
-
-    @overload
-    async def _look_up(
-        self, call: Call, skip: Callable[[], bool]
-    ) -> Answered | Lookup | str | None: ...
-
-    async def _look_up(
-        self, call: Call, skip: Callable[[], bool] = lambda: False
-    ) -> Answered | Lookup | str | None:
-        """Return the exact hit; else what the look-up saw; else why the cache takes no part.
-
-        `None` where *skip* said to do without.
-        """
-        if call.bypass is not None:
-            return call.bypass
+    async def _look_up(self, call: Call) -> Answered | Lookup | str:
+        """Return the exact hit; else what the look-up saw; else why the cache takes no part."""
+        if call.terms.bypass is not None:
+            return call.terms.bypass
         try:
             await self._ready()
-            found = await self._exact.lookup_unless(call.digest, skip)
+            found = await self._exact.lookup(call.digest)
         except (StoreError, EmbedderError) as error:
             reason = self._failed("lookup_exact", error)
             self._refuse_without_model(call)
             return reason
-        if found is None:
-            return None
-        if found.entry is not None and self._accepts(call, found.entry):
+        if found.entry is not None and call.accepts(found.entry, self._clock()):
+            self._prolong(call.digest, found.entry)
             return exact_end(call.digest, found.entry)
         if found.corrupt is not None:
             self._failed("lookup_exact", found.corrupt)
@@ -148,8 +130,63 @@ class Engine:
             if hit is not None:
                 return hit
             self._refuse_without_model(call)
-            fresh = await produce()
+            try:
+                fresh = await produce()
+            except Exception as error:
+                if (stale := self._instead_of(error, call, found)) is None:
+                    raise
+                return stale
             return await self._end(call, fresh, turn, place)
+
+    # ------------------------------------------------------------------ stale answers
+
+    def _stale(self, call: Call, found: Lookup | str, for_s: float) -> Answered | None:
+        """Return the end of *call* with what was found, if it turned stale *for_s* ago at most."""
+        entry = None if isinstance(found, str) or not for_s else found.entry
+        if entry is None or not call.accepts_stale(entry, self._clock(), for_s=for_s):
+            return None
+        return replace(exact_end(call.digest, entry), status=CacheStatus.STALE)
+
+    def _instead_of(self, error: Exception, call: Call, found: Lookup | str) -> Answered | None:
+        """Return the stale answer to serve where the model failed, if there is one to serve."""
+        for_s = self._config.stale_if_error_s if is_outage(error) else 0.0
+        stale = self._stale(call, found, for_s)
+        if stale is None:
+            return None
+        self._tell(DependencyFailed("upstream", "ask", error))
+        return replace(stale, reason="upstream")
+
+    def _revalidate(self, call: Call, produce: Produce, found: Lookup | str) -> None:
+        """Ask the model anew in the background, unless somebody does."""
+        if isinstance(found, Lookup) and call.digest not in self._revalidating:
+            self._revalidating.add(call.digest)
+            self._spawn(self._ask_anew(call, produce, found))
+
+    async def _ask_anew(self, call: Call, produce: Produce, found: Lookup) -> None:
+        try:
+            lease = await self._leases.acquire(call.digest)
+            if lease is None:
+                return
+            async with Turn(found.epoch, lease) as turn:
+                place = None
+                if call.terms.semantic and call.text is not None:
+                    place = await self._semantic.locate(call.text, call.terms.scope.name)
+                await self._end(call, await produce(), turn, place)
+        except StoreError as error:
+            self._failed("revalidate", error)
+        except EmbedderError as error:
+            self._failed("revalidate", error)
+        except Exception as error:  # noqa: BLE001 - the model's, which the caller does not wait for
+            self._tell(DependencyFailed("upstream", "revalidate", error))
+        finally:
+            self._revalidating.discard(call.digest)
+
+    def _prolong(self, digest: str, entry: Sealed) -> None:
+        """Lengthen the life of an answer that slides, which was hit. Costs the caller nothing."""
+        if self._config.sliding_max_age_s is not None:
+            self._exact.prolong(digest, entry, ttl_s=self._config.ttl_s)
+
+    # ------------------------------------------------------------------ turns
 
     async def _take_turn(self, call: Call, found: Lookup | str) -> Answered | Turn:
         """Return what another process has answered meanwhile, or the turn to make an answer."""
@@ -158,10 +195,10 @@ class Engine:
         turn = Turn(found.epoch, None, reason=None if found.corrupt is None else "corrupt")
         turn.may_promote = found.entry is None
         turn.replaces = found.was_taken
-        if not self._is_shared(call):
+        if not call.terms.is_shared:
             return turn
         try:
-            async with asyncio.timeout(call.wait_s):
+            async with asyncio.timeout(call.terms.wait_s):
                 claimed = await self._leases.claim(call.digest, partial(self._look_again, call))
         except StoreError as error:
             return replace(turn, reason=self._failed("lease", error))
@@ -172,19 +209,19 @@ class Engine:
         entry = (await self._exact.lookup(call.digest)).entry
         if entry is None or not self._accepts(call, entry):
             return None
-        status = CacheStatus.MISS if entry.origin is None else CacheStatus.SEMANTIC
+        status = CacheStatus.SEMANTIC if entry.is_alias else CacheStatus.MISS
         return replace(exact_end(call.digest, entry), status=status, is_shared=True)
 
     async def _look_around(self, call: Call, turn: Turn) -> tuple[Place | None, Answered | None]:
         """Return where the prompt stands, and the semantic hit; note in *turn* what failed."""
-        if not call.semantic or call.text is None or turn.epoch is None:
+        if not call.terms.semantic or call.text is None or turn.epoch is None:
             return None, None
         place = None
         try:
-            place = await self._semantic.locate(call.text, call.scope)
-            if place is None or call.control.no_cache:
+            place = await self._semantic.locate(call.text, call.terms.scope.name)
+            if place is None or call.terms.control.no_cache:
                 return place, None
-            hit = await self._semantic.lookup(place, partial(self._accepts, call))
+            hit = await self._semantic.lookup(place, call.digest, partial(self._accepts, call))
         except (EmbedderError, StoreError) as error:
             if isinstance(error, InvalidEmbedding) and not self._semantic.has_worked:
                 raise
@@ -195,6 +232,7 @@ class Engine:
         if turn.may_promote:
             await self._promote(call, hit, replaces=turn.replaces)
         await turn.land()
+        self._prolong(hit.candidate.digest, hit.entry)
         return place, semantic_end(hit)
 
     async def _end(self, call: Call, fresh: Fresh, turn: Turn, place: Place | None) -> Answered:
@@ -205,7 +243,7 @@ class Engine:
         is_stored = turn.epoch is not None and refusal is None
         return Answered(
             turn.status,
-            fresh.answer,
+            fresh,
             digest=call.digest if is_stored else None,
             reason=turn.reason or refusal,
             original=fresh.original,
@@ -214,35 +252,40 @@ class Engine:
     # ------------------------------------------------------------------ streams
 
     async def stream(
-        self, call: Call, open_stream: OpenStream, *, choices: int, wants_usage: bool
+        self,
+        call: Call,
+        open_stream: OpenStream,
+        refresh: Produce,
+        *,
+        choices: int,
+        wants_usage: bool,
     ) -> Answered | Streaming:
         """Answer *call* from the cache, or with the stream that *open_stream* opens.
+
+        A stale answer is replaced by what *refresh* makes, in the background.
 
         Callers of one request share one stream: each hears it from its first chunk, the one with
         the usage included, which is left to the caller to leave out.
         """
-        if not self._is_shared(call):
-            alone = await self._look_up(call)
-            if isinstance(alone, Answered):
-                return alone
-            begun = await self._begin(call, open_stream, alone, choices, wants_usage)
-            return begun if isinstance(begun, Answered) else begun.joined()
         while True:
-            live = self._live.get(call.flight)
-            if live is not None and live.chunks.join():
-                return replace(live, is_shared=True)
             found = await self._look_up(call)
             if isinstance(found, Answered):
                 return found
+            stale = self._stale(call, found, self._config.stale_while_revalidate_s)
+            if stale is not None:
+                self._revalidate(call, refresh, found)
+                return stale
             begin = partial(self._begin, call, open_stream, found, choices, wants_usage)
-            if isinstance(found, str):
+            if isinstance(found, str) or not call.terms.is_shared:
                 begun, is_shared = await begin(), False
-            elif self._live.get(call.flight) is not None:
-                continue
-            else:
-                patience = call.wait_s if self._beginnings.is_running(call.flight) else None
-                async with asyncio.timeout(patience):
-                    begun, is_shared = await self._beginnings.run(call.flight, begin)
+                return begun if isinstance(begun, Answered) else begun.joined()
+            flight = (*call.flight, found.epoch)
+            live = self._live.get(flight)
+            if live is not None and live.chunks.join():
+                return replace(live, is_shared=True)
+            patience = call.terms.wait_s if self._beginnings.is_running(flight) else None
+            async with asyncio.timeout(patience):
+                begun, is_shared = await self._beginnings.run(flight, begin)
             if isinstance(begun, Answered):
                 return as_follower(begun) if is_shared else begun
             # Its leader may have come and gone while this follower was waking up.
@@ -267,13 +310,21 @@ class Engine:
             if hit is not None:
                 return hit
             self._refuse_without_model(call)
-            source = await open_stream()
+            try:
+                source = await open_stream()
+            except Exception as error:
+                if (stale := self._instead_of(error, call, found)) is None:
+                    raise
+                return stale
             held.pop_all()  # from here on the pump holds the turn
+
+        is_shared = call.terms.is_shared and isinstance(found, Lookup)
+        flight = (*call.flight, turn.epoch) if is_shared else None
 
         def retire() -> None:
             # Whoever comes now must look up anew: this stream only winds up.
-            if self._live.get(call.flight) is streaming:
-                del self._live[call.flight]
+            if flight is not None and self._live.get(flight) is streaming:
+                del self._live[flight]
 
         def abandon() -> None:
             retire()
@@ -283,8 +334,8 @@ class Engine:
             answer = heard.completion(choices=choices, usage_expected=wants_usage)
             if answer is not None:
                 return await self._end(call, Fresh(answer), turn, place)
-            self._tell(StoreSkipped(Refusal.UNFINISHED, call.model))
-            return Answered(turn.status, {}, reason=turn.reason or Refusal.UNFINISHED)
+            self._tell(StoreSkipped(Refusal.UNFINISHED, call.terms.model))
+            return Answered(turn.status, Fresh({}), reason=turn.reason or Refusal.UNFINISHED)
 
         streaming = Streaming(
             chunks=SharedStream(abandon, retire),
@@ -297,9 +348,11 @@ class Engine:
         pump = self._pump(source, streaming, turn, conclude, is_complete)
         task = asyncio.create_task(pump, name="llm_cache.stream")
         self._tasks.add(task)
-        if self._is_shared(call) and isinstance(found, Lookup):
-            self._live[call.flight] = streaming
-        task.add_done_callback(partial(self._stream_ended, call.model, streaming, source, turn))
+        if flight is not None:
+            self._live[flight] = streaming
+        task.add_done_callback(
+            partial(self._stream_ended, call.terms.model, streaming, source, turn)
+        )
         return streaming
 
     async def _pump(
@@ -371,30 +424,45 @@ class Engine:
         Raises:
             StoreError: Redis failed.
         """
+        now_s = self._clock()
+        life = self._lifetime(call.terms.ttl_s, now_s)
         refusal = _refusal(call, answer)
+        sources = await self._answers.sources(call.terms.depends_on)
+        if sources is None:
+            refusal = Refusal.SOURCE_GONE
+        terms = replace(call.terms, depends_on=sources or ())
         blob = b""
         if refusal is None:
-            entry = Entry(
-                answer=answer,
-                created_s=self._clock(),
-                stamp=epoch,
-                model=call.model,
-                tenant=call.tenant,
-                tags=call.tags,
-            )
+            entry = _entry(terms, answer, life, stamp=epoch, now_s=now_s)
             try:
-                blob = encode_entry(entry, call.digest)
+                blob = encode_entry(entry, call.digest, compress=self._config.compression)
             except (ValueError, TypeError):
                 refusal = Refusal.NOT_TEXT
         if len(blob) > self._config.max_entry_bytes:
             refusal = Refusal.TOO_LARGE
         if refusal is not None:
-            self._tell(StoreSkipped(refusal, call.model))
+            self._tell(StoreSkipped(refusal, call.terms.model))
             return refusal
         leading = None if place is None else self._semantic.entry(place, call.digest)
+        await self._exact.remember_for(life.longest_ms)
+        if leading is None:
+            await self._answers.note_unindexed(life.fresh_until_s, call.terms.ttl_s)
         # Where a late leader finds a newer answer in place, that one stays: it is stored too.
-        await self._leases.store(call.digest, blob, ttl_ms=call.ttl_ms, entry=leading, lease=lease)
+        await self._leases.store(
+            call.digest, blob, ttl_ms=life.kept_ms, entry=leading, lease=lease
+        )
         return None
+
+    def _lifetime(self, ttl_s: float, now_s: float) -> Lifetime:
+        config = self._config
+        return lifetime(
+            now_s,
+            ttl_s,
+            stale_s=max(config.stale_while_revalidate_s, config.stale_if_error_s),
+            sliding_max_age_s=config.sliding_max_age_s,
+            jitter=config.ttl_jitter,
+            chance=self._chance(),
+        )
 
     async def _store(
         self, call: Call, answer: Json, turn: Turn, place: Place | None
@@ -424,8 +492,8 @@ class Engine:
         if hit.left_ms <= 0:
             return
         origin = hit.candidate.digest
-        alias = hit.entry.as_alias(origin, hit.candidate.similarity)
-        blob = encode_entry(alias, call.digest)
+        alias = hit.entry.open().as_alias(origin, hit.candidate.similarity)
+        blob = encode_entry(alias, call.digest, compress=self._config.compression)
         try:
             await self._exact.promote(
                 call.digest, origin, blob, left_ms=hit.left_ms, replaces=replaces
@@ -434,7 +502,7 @@ class Engine:
             self._failed("promote", error)
 
     def _refuse_without_model(self, call: Call) -> None:
-        if call.control.only_if_cached:
+        if call.terms.control.only_if_cached:
             raise OnlyIfCachedMiss("only-if-cached: there is no stored answer to this request")
 
     def _failed(self, operation: str, error: Exception) -> str:
@@ -443,13 +511,28 @@ class Engine:
         self._tell(DependencyFailed(dependency, operation, error))
         return dependency
 
-    def _accepts(self, call: Call, entry: Entry) -> bool:
+    def _accepts(self, call: Call, entry: Sealed) -> bool:
         return call.accepts(entry, self._clock())
+
+
+def _entry(terms: Terms, answer: Json, life: Lifetime, *, stamp: str, now_s: float) -> Entry:
+    return Entry(
+        answer=answer,
+        created_s=now_s,
+        fresh_until_s=life.fresh_until_s,
+        stamp=stamp,
+        model=terms.model,
+        tenant=terms.tenant_id,
+        shared_scope=terms.shared_scope,
+        prompt_version=terms.prompt_version,
+        tags=terms.tags,
+        depends_on=terms.depends_on,
+    )
 
 
 def _refusal(call: Call, answer: Json) -> str | None:
     try:
-        return call.refuse(answer)
+        return call.terms.refuse(answer)
     except Exception:  # noqa: BLE001 - the rule may be the caller's code; its answer is paid for
         return Refusal.NOT_WANTED
 

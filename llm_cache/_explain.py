@@ -66,18 +66,20 @@ async def explain(
     status, reason = CacheStatus.MISS, "no stored answer may be served"
     if any(neighbour.verdict == _SERVED for neighbour in neighbours):
         status, reason = CacheStatus.SEMANTIC, "a stored prompt means the same"
-    if found.entry is not None and call.control.accepts(max(0.0, now_s - found.entry.created_s)):
+    if found.entry is not None and call.terms.control.accepts(
+        max(0.0, now_s - found.entry.created_s)
+    ):
         status, reason = CacheStatus.EXACT, "the same request was answered before"
-    if call.bypass is not None:
-        status, reason = CacheStatus.BYPASS, f"the cache takes no part: {call.bypass}"
+    if call.terms.bypass is not None:
+        status, reason = CacheStatus.BYPASS, f"the cache takes no part: {call.terms.bypass}"
     return Explanation(
         status=status,
         reason=reason,
         key=keys.answer(call.digest),
-        scope=call.scope,
+        scope=call.terms.scope.name,
         parts=_parts(call, request, config),
-        compared=call.text if call.semantic else None,
-        similarity_threshold=semantic.threshold if call.semantic else None,
+        compared=call.text if call.terms.semantic else None,
+        similarity_threshold=semantic.threshold if call.terms.semantic else None,
         neighbours=neighbours,
     )
 
@@ -88,7 +90,7 @@ _SERVED = "served"
 def _parts(call: Call, request: ChatRequest, config: CacheConfig) -> dict[str, Any]:
     base_url, model, messages, body, headers, query = json.loads(request.frame)
     return {
-        "tenant": call.tenant,
+        "tenant": call.terms.tenant,
         "cache_version": config.cache_version,
         "base_url": base_url,
         "model": model,
@@ -111,9 +113,9 @@ def _digests(values: dict[str, Any]) -> dict[str, str]:
 async def _neighbours(
     call: Call, keys: Keys, exact: ExactStore, semantic: SemanticLayer, now_s: float
 ) -> tuple[Neighbour, ...]:
-    if not call.semantic or call.text is None:
+    if not call.terms.semantic or call.text is None:
         return ()
-    place = await semantic.locate(call.text, call.scope)
+    place = await semantic.locate(call.text, call.terms.scope.name)
     if place is None:
         return ()
     neighbours: list[Neighbour] = []
@@ -123,9 +125,9 @@ async def _neighbours(
         )
         if verdict is None:
             found = await exact.lookup(candidate.digest)
-            if found.entry is None or found.entry.origin is not None:
+            if found.entry is None or found.entry.is_alias:
                 verdict = "answer gone"
-            elif not call.control.accepts(max(0.0, now_s - found.entry.created_s)):
+            elif not call.terms.control.accepts(max(0.0, now_s - found.entry.created_s)):
                 verdict = "older than the call allows"
             elif any(neighbour.verdict == _SERVED for neighbour in neighbours):
                 verdict = "a nearer one is served"

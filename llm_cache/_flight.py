@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Hashable
 from typing import Any, Generic, TypeVar
 
 from llm_cache.errors import CacheClosed
@@ -24,16 +24,16 @@ class SingleFlight(Generic[_T]):
     """
 
     def __init__(self, unclaimed: Callable[[_T], object] | None = None) -> None:
-        self._tasks: dict[str, asyncio.Task[_T]] = {}
-        self._waiting: Counter[str] = Counter()
+        self._tasks: dict[Hashable, asyncio.Task[_T]] = {}
+        self._waiting: Counter[Hashable] = Counter()
         self._unclaimed = unclaimed
 
-    def is_running(self, key: str) -> bool:
+    def is_running(self, key: Hashable) -> bool:
         """Tell whether a task for *key* is under way."""
         return key in self._tasks
 
     async def run(
-        self, key: str, produce: Callable[[], Coroutine[Any, Any, _T]]
+        self, key: Hashable, produce: Callable[[], Coroutine[Any, Any, _T]]
     ) -> tuple[_T, bool]:
         """Return what *produce* makes, and whether somebody else had started it."""
         is_follower = self.is_running(key)
@@ -43,7 +43,7 @@ class SingleFlight(Generic[_T]):
             task.add_done_callback(lambda done: self._land(key, done))
         return await self.join(key), is_follower
 
-    async def join(self, key: str) -> _T:
+    async def join(self, key: Hashable) -> _T:
         """Return what the task for *key* makes, which is under way."""
         task = self._tasks[key]
         self._waiting[key] += 1
@@ -64,7 +64,7 @@ class SingleFlight(Generic[_T]):
         """What is under way."""
         return list(self._tasks.values())
 
-    def _land(self, key: str, task: asyncio.Task[_T]) -> None:
+    def _land(self, key: Hashable, task: asyncio.Task[_T]) -> None:
         del self._tasks[key]
         observe(task)
         is_made = not task.cancelled() and task.exception() is None

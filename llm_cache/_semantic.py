@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from llm_cache._core import keys as identity
 from llm_cache._core import similarity
+from llm_cache._core.codec import Sealed
 from llm_cache._core.keys import Keys
-from llm_cache._core.types import Candidate, Entry
+from llm_cache._core.types import Candidate
 from llm_cache._core.vectors import Vector, check_vectors
 from llm_cache._embedding import EmbeddingQueue
 from llm_cache._redis.connection import Connection
@@ -41,7 +42,7 @@ class SemanticHit:
     """A candidate that may answer, with its answer."""
 
     candidate: Candidate
-    entry: Entry
+    entry: Sealed
     left_ms: int
     """Milliseconds until the answer expires."""
 
@@ -88,6 +89,11 @@ class SemanticLayer:
         if self._vectors is None:
             raise EmbedderError("the semantic layer is not open")
         return self._vectors
+
+    @property
+    def spaces(self) -> list[str]:
+        """The vector spaces that this process writes to: one, or none before `open`."""
+        return [] if self._vectors is None else [self._vectors.space]
 
     @property
     def threshold(self) -> float:
@@ -166,9 +172,11 @@ class SemanticLayer:
         return await self.vectors.nearest(place.scope, place.vector, limit=limit)
 
     async def lookup(
-        self, place: Place, accepts: Callable[[Entry], bool] = lambda _: True
+        self, place: Place, asked: str, accepts: Callable[[Sealed], bool] = lambda _: True
     ) -> SemanticHit | None:
         """Return the nearest living answer that may be served at *place* and that *accepts* takes.
+
+        *asked* is the digest of the request itself.
 
         Two round trips for a hit, one for a miss. Entries whose answers are gone are deleted, and
         as they may have stood before living ones, the search is then repeated with a wider view.
@@ -186,12 +194,12 @@ class SemanticLayer:
                 threshold=self.threshold,
                 guarded=self._config.guards,
             ):
-                found, left_ms = await self._exact.lookup_with_ttl(
-                    candidate.digest, self.vectors.line
+                found, left_ms = await self._exact.lookup_for(
+                    asked, candidate.digest, self.vectors.line
                 )
                 # An alias has no entry of its own; one that leads to it outlived its answer.
-                if found.entry is not None and found.entry.origin is None:
-                    if accepts(found.entry):
+                if found.entry is not None and not found.entry.is_alias:
+                    if left_ms > 0 and accepts(found.entry):
                         return SemanticHit(candidate, found.entry, left_ms)
                 elif not found.is_foreign:
                     # An answer of another version is alive to the workers that can read it.

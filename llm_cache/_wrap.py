@@ -94,8 +94,8 @@ class _CachedCompletions(AsyncCompletions):
             return await super().create(messages=messages, model=model, **params)
         if isinstance(messages, str):
             raise InvalidRequest("messages must be a list of messages")
-        arguments = {**params, **options, "model": model}
-        call, request = self._cache._plan(messages, arguments, self._upstream)  # noqa: SLF001
+        standing = {**options, "model": model}
+        call, request = self._cache._plan(messages, standing, params, self._upstream)  # noqa: SLF001
         if params.get("stream"):
             return _CachedStream(await self._cache._chunks(call, request, self._upstream))  # noqa: SLF001
         reply, original = await self._cache._complete(call, request, self._upstream)  # noqa: SLF001

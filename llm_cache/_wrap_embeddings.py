@@ -12,7 +12,7 @@ from openai.resources.embeddings import AsyncEmbeddings
 from openai.types import CreateEmbeddingResponse, Embedding
 from openai.types.create_embedding_response import Usage
 
-from llm_cache._call import Call, CallOptions, control_header, plan_value, take_options
+from llm_cache._call import Call, CallOptions, control_header, take_options
 from llm_cache._core.canonical import is_not_given
 from llm_cache._core.normalize import fold_headers_and_query
 from llm_cache._core.types import CacheStatus, Json
@@ -71,7 +71,7 @@ class CachedEmbeddings(AsyncEmbeddings):
             asked.setdefault(calls[i].digest, i)  # the same input twice has one vector
         usage, request_id = Usage(prompt_tokens=0, total_tokens=0), None
         if asked:
-            if calls[0].control.only_if_cached:
+            if calls[0].terms.control.only_if_cached:
                 raise OnlyIfCachedMiss("only-if-cached: there is no stored vector of some input")
             order = list(asked)
             reply: Any = await super().create(
@@ -112,16 +112,16 @@ class CachedEmbeddings(AsyncEmbeddings):
         if given.get("cache_control") is None:
             given["cache_control"] = control_header(sent)
 
+        planner = self._cache._planner  # noqa: SLF001
+
         def plan(item: Any) -> Call:
-            return plan_value(
-                {**common, "input": item}, config=config, producer="embeddings", **given
-            )
+            return planner.value({**common, "input": item}, producer="embeddings", **given)
 
         return await _each(plan, items)
 
     async def _look_up(self, calls: Sequence[Call]) -> tuple[list[Json], str | None]:
         """Return an answer or `None` for each call, and the epoch; no epoch if Redis failed."""
-        if calls[0].bypass is not None:
+        if calls[0].terms.bypass is not None:
             return [None] * len(calls), None
         try:
             await self._cache.open()

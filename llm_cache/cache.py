@@ -12,11 +12,10 @@ from collections.abc import (
     Awaitable,
     Callable,
     Iterable,
-    Iterator,
     Mapping,
     Sequence,
 )
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, Unpack, overload
 
 from llm_cache._call import (
@@ -24,10 +23,9 @@ from llm_cache._call import (
     UNSET,
     Call,
     CallOptions,
+    RequestOf,
     Unset,
     as_completion,
-    plan_chat,
-    plan_value,
 )
 from llm_cache._core.canonical import as_data
 from llm_cache._core.control import CacheControl
@@ -35,17 +33,23 @@ from llm_cache._core.keys import Keys
 from llm_cache._core.normalize import Prompt
 from llm_cache._core.policy import StoreIf
 from llm_cache._core.stream import replay
+from llm_cache._core.targets import ANYONE, Kind
 from llm_cache._core.types import CacheStatus, ChatRequest, Json
 from llm_cache._ends import Answered, Fresh, exact_end, semantic_end
 from llm_cache._engine import Engine
 from llm_cache._explain import Explanation, explain
 from llm_cache._flight import SharedRun
 from llm_cache._http.upstream import Upstream
+from llm_cache._invalidate import Invalidation, Invalidator, Selection, select, tenant_of
+from llm_cache._plan import Planner
+from llm_cache._redis.answers import Answers
 from llm_cache._redis.connection import Connection
 from llm_cache._redis.counters import Counters
 from llm_cache._redis.epoch import Epochs
 from llm_cache._redis.exact import ExactStore
 from llm_cache._redis.lease import Leases
+from llm_cache._redis.sliding import Sliding
+from llm_cache._redis.sweep import Sweeper
 from llm_cache._semantic import Place, SemanticLayer
 from llm_cache.config import CacheConfig, redis_url_from_env
 from llm_cache.embedders import Embedder, EmbedFunction, OpenAIEmbedder, as_embedder
@@ -117,10 +121,25 @@ class LLMCache:
             timeout_s=self.config.redis_timeout_s,
         )
         self._epochs = Epochs(self._connection, self._keys)
-        self._exact = ExactStore(self._connection, self._keys, self._epochs)
+        sliding = Sliding(
+            self._connection,
+            self._keys,
+            spaces=lambda: self._semantic.spaces,
+            failed=lambda error: self._tell(DependencyFailed("redis", "prolong", error)),
+            clock=clock,
+        )
+        self._exact = ExactStore(self._connection, self._keys, self._epochs, sliding)
+        self._answers = Answers(
+            self._connection,
+            self._keys,
+            self._exact,
+            compress=self.config.compression,
+            clock=clock,
+        )
         self._counters = Counters(self._connection, self._keys)
         self._refusals: Counter[str] = Counter()
         self._upstream = Upstream(client)
+        self._planner = Planner(self.config)
         self._owned_embedder = OpenAIEmbedder(client) if embedder is None else None
         self._semantic = SemanticLayer(
             self._connection,
@@ -134,10 +153,22 @@ class LLMCache:
             self._exact,
             self._semantic,
             Leases(self._connection, self._keys),
+            self._answers,
             self.config,
             ready=self._ensure_open,
             tell=self._tell,
             clock=clock,
+        )
+        self._sweeper = Sweeper(
+            self._connection, self._keys, self._epochs, spaces=lambda: self._semantic.spaces
+        )
+        self._invalidator = Invalidator(
+            self._keys,
+            self.config,
+            epochs=self._epochs,
+            answers=self._answers,
+            semantic=self._semantic,
+            sweeper=self._sweeper,
         )
         self._opening = SharedRun(self._open, name="llm_cache.open")
         self._closing = asyncio.Lock()
@@ -195,6 +226,7 @@ class LLMCache:
             rest.push_async_callback(self._connection.aclose)
             rest.push_async_callback(self._exact.aclose)
             rest.push_async_callback(self._semantic.aclose)
+            rest.push_async_callback(self._sweeper.aclose)
             rest.push_async_callback(self._stop_flusher)
             await self._opening.settle()
             await self._engine.aclose(wait_s=_DRAIN_S)
@@ -228,7 +260,9 @@ class LLMCache:
         stream: Literal[False] = False,
         ttl_s: float | None = None,
         tags: Iterable[str] = (),
+        depends_on: Iterable[str] = (),
         tenant: str | None = None,
+        shared_scope: str | None = None,
         semantic: bool | None = None,
         cache_control: str | CacheControl | None = None,
         **params: Any,
@@ -244,7 +278,9 @@ class LLMCache:
         stream: Literal[True],
         ttl_s: float | None = None,
         tags: Iterable[str] = (),
+        depends_on: Iterable[str] = (),
         tenant: str | None = None,
+        shared_scope: str | None = None,
         semantic: bool | None = None,
         cache_control: str | CacheControl | None = None,
         **params: Any,
@@ -259,7 +295,9 @@ class LLMCache:
         stream: bool = False,
         ttl_s: float | None = None,
         tags: Iterable[str] = (),
+        depends_on: Iterable[str] = (),
         tenant: str | None = None,
+        shared_scope: str | None = None,
         semantic: bool | None = None,
         cache_control: str | CacheControl | None = None,
         **params: Any,
@@ -278,7 +316,11 @@ class LLMCache:
             stream: Return at once, with the text to iterate in pieces as they arrive.
             ttl_s: Seconds this answer may live; default `config.ttl_s`.
             tags: Names under which the answer can be invalidated.
+            depends_on: What the answer is made from: names as `doc:42@v3`, and keys of other
+                answers. Invalidating one of them, with its version or without, reaches it.
             tenant: Whose call this is. Tenants never share answers; `None` is a tenant of its own.
+            shared_scope: A name under which tenants do share: the answer then belongs to all who
+                give the same one.
             semantic: Whether the semantic layer takes part; default `config.semantic`.
             cache_control: `no-cache`, `no-store`, `only-if-cached`, `max-age=N`; default what
                 `extra_headers` says.
@@ -291,16 +333,18 @@ class LLMCache:
             CacheClosed: the cache was closed.
             openai.OpenAIError: whatever the SDK raises when the model is asked.
         """
-        options: dict[str, Any] = {
+        options = {
             "model": model,
             "system": system,
             "ttl_s": ttl_s,
             "tags": tags,
+            "depends_on": depends_on,
             "tenant": tenant,
+            "shared_scope": shared_scope,
             "semantic": semantic,
             "cache_control": cache_control,
         }
-        call, request = self._plan(prompt, {**params, **options})
+        call, request = self._plan(prompt, options, params, self._upstream)
         if stream:
             chunks = await self._chunks(call, request, self._upstream)
             return chunks.map(_text_of)
@@ -308,43 +352,42 @@ class LLMCache:
         return reply
 
     async def _complete(
-        self, call: Call, request: ChatRequest, upstream: Upstream
+        self, call: Call, request: RequestOf, upstream: Upstream
     ) -> tuple[ChatReply, ChatCompletion | None]:
         """Return the reply, and the SDK's own object where the model has just made it."""
-
-        async def produce() -> Fresh:
-            completion: Any = await upstream.complete(request)
-            # The SDK hands on what is no JSON at all as text.
-            dump = getattr(completion, "model_dump", None)
-            return Fresh({} if dump is None else dump(mode="json", exclude_unset=True), completion)
-
         started_s = time.perf_counter()
-        with _timeouts_of_the_sdk():
-            answered = await self._engine.answer(call, produce)
-        reply = ChatReply(data=answered.answer, **self._info(answered))
-        self._note(call, reply, reply.usage, started_s)
+        try:
+            answered = await self._engine.answer(call, lambda: _fresh(upstream, request()))
+        except TimeoutError as error:
+            raise _timeout_of_the_sdk() from error
+        reply = self._reply(answered)
+        self._note(call, reply, answered, started_s)
         return reply, answered.original
 
     async def _chunks(
-        self, call: Call, request: ChatRequest, upstream: Upstream
+        self, call: Call, request_of: RequestOf, upstream: Upstream
     ) -> ChatStream[ChatCompletionChunk]:
         """Return the stream of the SDK's chunks, from the cache or from the model."""
+        request = request_of()
         options = request.params.get("stream_options") or {}
         if not isinstance(options, Mapping):
             raise InvalidRequest("stream_options must be a mapping")
         wants_usage = bool(options.get("include_usage"))
         started_s = time.perf_counter()
-        with _timeouts_of_the_sdk():
+        try:
             begun = await self._engine.stream(
                 call,
                 lambda: upstream.stream(request),
+                lambda: _fresh(upstream, request.unstreamed()),
                 choices=int(request.params.get("n") or 1),
                 wants_usage=wants_usage,
             )
+        except TimeoutError as error:
+            raise _timeout_of_the_sdk() from error
         if isinstance(begun, Answered):
             info = CacheInfo(**self._info(begun))
-            self._note(call, info, begun.answer.get("usage"), started_s)
-            return ChatStream(info, self._replay(begun.answer, include_usage=wants_usage))
+            self._note(call, info, begun, started_s)
+            return ChatStream(info, self._replay(begun.source.answer, include_usage=wants_usage))
         info = CacheInfo(status=begun.status, shared=begun.is_shared, reason=begun.reason)
         self._note(call, info, None, started_s)
 
@@ -415,17 +458,15 @@ class LLMCache:
             Exception: whatever *produce* raises.
         """
         self._refuse_closed()
-        call = plan_value(
-            request, config=self.config, producer=producer, store_if=store_if, **options
-        )
+        call = self._planner.value(request, producer=producer, store_if=store_if, **options)
 
         async def checked() -> Fresh:
             return Fresh(as_data(await produce(), "what produce returned"))
 
         started_s = time.perf_counter()
         answered = await self._engine.answer(call, checked)
-        value = CachedValue(value=answered.answer, **self._info(answered))
-        self._note(call, value, None, started_s)
+        value = CachedValue(value=answered.source.answer, **self._info(answered))
+        self._note(call, value, answered, started_s)
         return value
 
     def cached(
@@ -490,11 +531,11 @@ class LLMCache:
             EmbedderError: the embedder failed.
             StoreError: Redis failed.
         """
-        call, request = self._plan(prompt, options)
+        call, request = self._plan_given(prompt, options)
         await self.open()
         return await explain(
             call,
-            request,
+            request(),
             config=self.config,
             keys=self._keys,
             exact=self._exact,
@@ -513,7 +554,7 @@ class LLMCache:
             InvalidRequest: the request can never work.
             StoreError: Redis failed, or the stored bytes are not an entry.
         """
-        call, _ = self._plan(prompt, options)
+        call, _ = self._plan_given(prompt, options)
         await self.open()
         found = await self._exact.lookup(call.digest)
         if found.corrupt is not None:
@@ -534,7 +575,7 @@ class LLMCache:
             NotStorable: the answer is not complete, or too large.
             StoreError: Redis failed.
         """
-        call, _ = self._plan(prompt, options)
+        call, _ = self._plan_given(prompt, options)
         await self.open()
         return await self._store_given(call, answer, place=None)
 
@@ -554,7 +595,9 @@ class LLMCache:
         place, call = await self._place(prompt, vector, options)
         if place is None:
             return None
-        hit = await self._semantic.lookup(place, lambda entry: call.accepts(entry, self._clock()))
+        hit = await self._semantic.lookup(
+            place, call.digest, lambda entry: call.accepts(entry, self._clock())
+        )
         return None if hit is None else self._reply(semantic_end(hit))
 
     async def store_semantic(
@@ -577,6 +620,131 @@ class LLMCache:
         """
         place, call = await self._place(prompt, vector, options)
         return await self._store_given(call, answer, place=place)
+
+    # ------------------------------------------------------------------ invalidation
+
+    async def invalidate(
+        self,
+        *,
+        key: str | None = None,
+        tag: str | None = None,
+        dependency: str | None = None,
+        model: str | None = None,
+        system: str | None = None,
+        shared_scope: str | None = None,
+        older_than_s: float | None = None,
+        pattern: str | None = None,
+        tenant: str | Unset | None = UNSET,
+        dry_run: bool = False,
+        limit: int | None = None,
+        allow_partial: bool = False,
+    ) -> Invalidation:
+        """Invalidate answers: at once, for all workers, and for stores that are under way.
+
+        One argument says which; *tenant* narrows it down to one tenant's (`None` is the shared
+        one), and alone means all of a tenant's. Two round trips whatever the number of answers,
+        except where said otherwise. What is dead is removed in the background.
+
+        Args:
+            key: One answer, as `reply.key` has it, and what was made from it. Four round trips.
+            tag: Those with this tag.
+            dependency: Those made from it, of whatever version unless one is named, and those
+                made from these in their turn.
+            model: Those of this model.
+            system: Those made under this system prompt.
+            shared_scope: Those that tenants share under this name.
+            older_than_s: Those stored longer ago than this many seconds.
+            pattern: Those to prompts like this: `*` stands for any text, `?` for any sign, and
+                letters of both cases are one. Reads all prompts in the index, a thousand in a
+                round trip.
+            tenant: Whose; not given, everybody's.
+            dry_run: Only count. Reads all answers, unless they are meant by key or pattern.
+            limit: Most answers that a pattern may reach.
+            allow_partial: Let a pattern pass over answers that are not in the index.
+
+        Raises:
+            InvalidRequest: an argument cannot work. Nothing was invalidated.
+            PartialInvalidation: the index cannot see everything that is meant.
+            StoreError: Redis failed.
+        """
+        self._refuse_closed()
+        whose = tenant_of(tenant, self.config)
+        selection = select(
+            {
+                "key": key,
+                "tag": tag,
+                "dependency": dependency,
+                "model": model,
+                "system": system,
+                "shared_scope": shared_scope,
+                "pattern": pattern,
+            },
+            older_than_s=older_than_s,
+            tenant_id=whose,
+            now_s=self._clock(),
+        )
+        if selection is None:
+            raise InvalidRequest(
+                "say what to invalidate: key=, tag=, dependency=, model=, system=, shared_scope=,"
+                " older_than_s=, pattern= or tenant=; everything in the namespace is clear()"
+            )
+        await self.open()
+        if key is not None:
+            return await self._invalidator.by_key(key, tenant_id=whose, dry_run=dry_run)
+        if pattern is not None:
+            return await self._invalidator.by_pattern(
+                pattern,
+                tenant_id=whose,
+                dry_run=dry_run,
+                limit=limit,
+                allow_partial=allow_partial,
+            )
+        return await self._invalidator.by_target(selection, dry_run=dry_run)
+
+    async def invalidate_request(self, prompt: Prompt, **options: Any) -> Invalidation:
+        """Invalidate the answer to this very request. Takes the arguments of `chat`.
+
+        Costs and raises as `invalidate` by key.
+        """
+        call, _ = self._plan_given(prompt, options)
+        await self.open()
+        key = self._keys.answer(call.digest)
+        return await self._invalidator.by_key(key, tenant_id=ANYONE, dry_run=False)
+
+    async def clear(self) -> Invalidation:
+        """Invalidate everything in this namespace, and nothing else. Two round trips."""
+        self._refuse_closed()
+        await self.open()
+        return await self._invalidator.by_target(Selection(Kind.ALL), dry_run=False)
+
+    async def reject(self, key: str, prompt: Prompt | None = None, **options: Any) -> Invalidation:
+        """Remove a wrong answer with all that led to it, and never serve it to those again.
+
+        *key* is `reply.key`, or the key of a request that the answer was served to. The requests
+        it was served to are remembered, so that a new answer to the original one is not served to
+        them; with *prompt* and the arguments of `chat`, that one too. Up to seven round trips.
+
+        Raises:
+            InvalidRequest: *key* is not the key of an answer in this namespace.
+            StoreError: Redis failed.
+        """
+        requests = [] if prompt is None else [self._plan_given(prompt, options)[0].digest]
+        self._refuse_closed()
+        await self.open()
+        return await self._invalidator.reject(key, requests)
+
+    async def approve(self, key: str, prompt: Prompt, **options: Any) -> bool:
+        """Serve the answer under *key* to this request from now on, whatever was said before.
+
+        Takes the arguments of `chat`. Return whether the answer is there. Three round trips.
+
+        Raises:
+            InvalidRequest: *key* is not the key of an answer in this namespace.
+            StoreError: Redis failed.
+        """
+        call, _ = self._plan_given(prompt, options)
+        await self.open()
+        return await self._invalidator.approve(key, call.digest)
 
     # ------------------------------------------------------------------ numbers
 
@@ -617,32 +785,27 @@ class LLMCache:
     # ------------------------------------------------------------------ steps
 
     def _plan(
-        self, prompt: Prompt, arguments: dict[str, Any], upstream: Upstream | None = None
-    ) -> tuple[Call, ChatRequest]:
-        """Return the call; *arguments* holds the options of `chat` and the model's parameters."""
+        self, prompt: Prompt, options: dict[str, Any], params: dict[str, Any], upstream: Upstream
+    ) -> tuple[Call, RequestOf]:
+        """Return the call; *options* are those of `chat`, *params* the model's parameters."""
         self._refuse_closed()
-        upstream = self._upstream if upstream is None else upstream
-        options: Any = {name: arguments.pop(name) for name in CHAT_OPTIONS & arguments.keys()}
-        return plan_chat(
-            prompt,
-            config=self.config,
-            base_url=upstream.base_url,
-            defaults=upstream.defaults,
-            timeout_s=upstream.timeout,
-            params=arguments,
-            **options,
-        )
+        return self._planner.chat(prompt, upstream, options, params)
+
+    def _plan_given(self, prompt: Prompt, arguments: dict[str, Any]) -> tuple[Call, RequestOf]:
+        """Return the call of whoever takes the arguments of `chat`, all in one."""
+        options = {name: arguments.pop(name) for name in CHAT_OPTIONS & arguments.keys()}
+        return self._plan(prompt, options, arguments, self._upstream)
 
     async def _place(
         self, prompt: Prompt, vector: Sequence[float] | None, options: dict[str, Any]
     ) -> tuple[Place | None, Call]:
-        call, _ = self._plan(prompt, options)
+        call, _ = self._plan_given(prompt, options)
         if call.text is None:
             raise InvalidRequest("the semantic layer compares the last message, a user's turn")
-        if not call.semantic:
+        if not call.terms.semantic:
             raise ConfigurationError("the semantic layer is switched off (semantic=False)")
         await self.open()
-        return await self._semantic.locate(call.text, call.scope, vector=vector), call
+        return await self._semantic.locate(call.text, call.terms.scope.name, vector=vector), call
 
     async def _store_given(
         self,
@@ -651,7 +814,7 @@ class LLMCache:
         *,
         place: Place | None,
     ) -> str:
-        completion = as_completion(answer, call.model)
+        completion = as_completion(answer, call.terms.model)
         found = await self._exact.lookup(call.digest)
         refusal = await self._engine.store(call, completion, epoch=found.epoch, place=place)
         if refusal is not None:
@@ -667,7 +830,7 @@ class LLMCache:
             raise CacheClosed("this cache was closed; make a new one")
 
     def _reply(self, answered: Answered) -> ChatReply:
-        return ChatReply(data=answered.answer, **self._info(answered))
+        return ChatReply(source=answered.source, **self._info(answered))
 
     def _info(self, answered: Answered) -> dict[str, Any]:
         """Return what `CacheInfo` and its kin say of *answered*."""
@@ -684,18 +847,20 @@ class LLMCache:
         }
 
     def _note(
-        self, call: Call, info: CacheInfo, usage: Mapping[str, Any] | None, started_s: float
+        self, call: Call, info: CacheInfo, answered: Answered | None, started_s: float
     ) -> None:
-        self._counters.add(info.status)
-        if info.status in _HITS and usage:
-            for kind in ("prompt_tokens", "completion_tokens"):
-                count = usage.get(kind)
-                self._counters.add(f"{kind}_saved", count if isinstance(count, int) else 0)
+        """Count a call that has ended as *info* says, *answered* where it has its answer."""
+        counters = self._counters
+        counters.add(info.status)
+        if answered is not None and info.status in _HITS:
+            prompt_tokens, completion_tokens = answered.tokens()
+            counters.add("prompt_tokens_saved", prompt_tokens)
+            counters.add("completion_tokens_saved", completion_tokens)
         self._tell(
             CallEnded(
                 status=info.status,
-                model=call.model,
-                tenant=call.tenant,
+                model=call.terms.model,
+                tenant=call.terms.tenant,
                 duration_s=time.perf_counter() - started_s,
                 similarity=info.similarity,
                 reason=info.reason,
@@ -734,16 +899,20 @@ def _statistics(counts: Mapping[str, int]) -> dict[str, Any]:
     return {**by_status, "hit_rate": round(hits / looked, 3) if looked else 0.0}
 
 
-@contextmanager
-def _timeouts_of_the_sdk() -> Iterator[None]:
-    """Tell one who waited in vain for another's answer what the model's client would tell him."""
-    try:
-        yield
-    except TimeoutError as error:
-        from openai import APITimeoutError
+async def _fresh(upstream: Upstream, request: ChatRequest) -> Fresh:
+    """Ask the model."""
+    completion: Any = await upstream.complete(request)
+    # The SDK hands on what is no JSON at all as text.
+    dump = getattr(completion, "model_dump", None)
+    return Fresh({} if dump is None else dump(mode="json", exclude_unset=True), completion)
 
-        # The request was another caller's; there is none to show.
-        raise APITimeoutError(request=None) from error  # type: ignore[arg-type]
+
+def _timeout_of_the_sdk() -> Exception:
+    """Return what the model's client would tell one who waited in vain for another's answer."""
+    from openai import APITimeoutError
+
+    # The request was another caller's; there is none to show.
+    return APITimeoutError(request=None)  # type: ignore[arg-type]
 
 
 async def _without_usage(

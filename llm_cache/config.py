@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -17,6 +17,7 @@ DEFAULT_REDIS_URL = "redis://localhost:6379"
 DEFAULT_MODEL = "gpt-4o-mini"
 DEFAULT_SYSTEM = "You are a helpful assistant."
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.-]+")
+_LEAST_SECRET = 16
 _TEN_YEARS_S = 10 * 365 * 86_400
 
 
@@ -48,6 +49,9 @@ class CacheConfig:
     """Part of every key: change it and all older entries are no longer found."""
     require_tenant: bool = False
     """Refuse calls that name no tenant."""
+    tenant_secret: str | None = field(default=None, repr=False)
+    """With it, tenants appear in Redis only as an HMAC; all workers must have the same. Changing
+    it leaves every tenant's answers behind."""
 
     model: str = DEFAULT_MODEL
     """The model of calls that name none."""
@@ -59,6 +63,22 @@ class CacheConfig:
 
     ttl_s: float = 86_400.0
     """Lifetime of an answer in seconds, absolute from the moment it is stored. Default 24 h."""
+    model_ttl_s: Mapping[str, float] = field(default_factory=dict, hash=False)
+    """Lifetime of the answers of some models, by name; a call's own `ttl_s` goes before it."""
+    ttl_jitter: float = 0.0
+    """Share of its lifetime that an answer may lose by chance, below 1: what was stored together
+    then does not expire together."""
+    sliding_max_age_s: float | None = None
+    """With it, every hit lengthens an answer's life to `ttl_s` from then on, but never beyond this
+    age. `None` keeps lifetimes absolute, so that a popular wrong answer ends too."""
+    stale_while_revalidate_s: float = 0.0
+    """Seconds for which an answer past its lifetime is still served, while one worker asks the
+    model anew in the background."""
+    stale_if_error_s: float = 0.0
+    """Seconds for which an answer past its lifetime is served where the model fails."""
+    sweep: bool = True
+    """Whether what was invalidated is removed from Redis in the background. It is dead at once in
+    any case; without it, its memory is given back when it expires."""
     normalization: Normalization = Normalization.WHITESPACE
     """How prompts are folded before they enter the exact key."""
 
@@ -83,6 +103,9 @@ class CacheConfig:
     """A request whose text is longer is refused."""
     max_entry_bytes: int = 1_048_576
     """An answer that takes more bytes than this is served but not stored."""
+    compression: bool = True
+    """Whether long answers are packed with Zstandard where `llm_cache[compression]` is installed.
+    Workers without it cannot read them: install it everywhere, or switch it off."""
 
     max_connections: int = 50
     """Most connections in the Redis pool of one cache object; callers beyond it wait. Outside of
@@ -97,6 +120,14 @@ class CacheConfig:
     `None` keeps none. Pays where prompts recur in many scopes, or outlive their answers."""
     stats_flush_s: float = 10.0
     """Seconds between two flushes of this process's counters to Redis."""
+
+    review_sample_rate: float = 0.0
+    """Share of semantic hits and near misses that is kept for people to look at, 0 to 1, with the
+    texts of both prompts; 0 keeps none."""
+    review_max_items: int = 10_000
+    """About how many of them are kept; the oldest go first."""
+    review_ttl_s: float = 7 * 86_400.0
+    """Seconds each of them is kept."""
 
     def __post_init__(self) -> None:
         """Check every value; normalise enums given by their names."""
@@ -121,7 +152,8 @@ class CacheConfig:
             )
         if self.upstream_id == "":
             raise ConfigurationError("upstream_id must be a name, or None for the base URL")
-        check_ttl(self.ttl_s, "ttl_s")
+        self._check_lifetimes()
+        self._check_secret()
         if self.bypass is not None and not callable(self.bypass):
             raise ConfigurationError("bypass must be a function of the request, or None")
         if self.replay_chunks_per_s is not None and not (
@@ -132,7 +164,9 @@ class CacheConfig:
             )
         if self.similarity_threshold is not None:
             check_threshold(self.similarity_threshold, "similarity_threshold")
-        for name in ("max_prompt_chars", "max_entry_bytes", "max_connections"):
+        self._check_review()
+        whole = ("max_prompt_chars", "max_entry_bytes", "max_connections", "review_max_items")
+        for name in whole:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigurationError(f"{name} must be a whole number above 0; got {value!r}")
@@ -141,6 +175,48 @@ class CacheConfig:
             is_off = value is None and name == "keep_embeddings_s"
             if not is_off and not (is_number(value) and 0 < value < _TEN_YEARS_S):
                 raise ConfigurationError(f"{name} must be seconds above 0; got {value!r}")
+
+    def _check_secret(self) -> None:
+        if self.tenant_secret is not None and len(self.tenant_secret) < _LEAST_SECRET:
+            raise ConfigurationError(
+                f"tenant_secret must be text of at least {_LEAST_SECRET} characters, or None"
+            )
+
+    def _check_lifetimes(self) -> None:
+        check_ttl(self.ttl_s, "ttl_s")
+        if not isinstance(self.model_ttl_s, Mapping):
+            raise ConfigurationError("model_ttl_s must be a mapping of models to seconds")
+        # A copy of its own: the caller's may be changed.
+        object.__setattr__(self, "model_ttl_s", dict(self.model_ttl_s))
+        for model, ttl_s in self.model_ttl_s.items():
+            check_ttl(ttl_s, f"model_ttl_s[{model!r}]")
+        if not is_number(self.ttl_jitter) or not 0 <= self.ttl_jitter < 1:
+            raise ConfigurationError(
+                f"ttl_jitter is a share from 0 to less than 1; got {self.ttl_jitter!r}"
+            )
+        for name in ("stale_while_revalidate_s", "stale_if_error_s"):
+            value = getattr(self, name)
+            if not is_number(value) or not 0 <= value <= _TEN_YEARS_S:
+                raise ConfigurationError(f"{name} must be from 0 s to ten years; got {value!r}")
+        if self.sliding_max_age_s is not None:
+            if check_ttl(self.sliding_max_age_s, "sliding_max_age_s") < self.ttl_s:
+                raise ConfigurationError("sliding_max_age_s must not be shorter than ttl_s")
+            if self.stale_while_revalidate_s or self.stale_if_error_s:
+                raise ConfigurationError(
+                    "an answer that slides is never stale: set either sliding_max_age_s, or"
+                    " stale_while_revalidate_s and stale_if_error_s"
+                )
+
+    def _check_review(self) -> None:
+        if not is_number(self.review_sample_rate) or not 0 <= self.review_sample_rate <= 1:
+            raise ConfigurationError(
+                f"review_sample_rate is a share from 0 to 1; got {self.review_sample_rate!r}"
+            )
+        if self.review_sample_rate and not self.store_prompts:
+            raise ConfigurationError(
+                "store_prompts=False leaves nothing to review: set review_sample_rate=0"
+            )
+        check_ttl(self.review_ttl_s, "review_ttl_s")
 
 
 def upstream_name(config: CacheConfig, base_url: str) -> str:

@@ -15,6 +15,9 @@ LLMCacheError
 ├── EmbedderError                     the embedder failed
 │   └── InvalidEmbedding              it answered something that is not a usable vector
 ├── NotStorable                       an explicit store was given an answer that must not be kept
+├── TransferError                     a file of answers, prompts or labels
+│   ├── InvalidFile                   it is not what it should be; the message names the line
+│   └── FileUnwritable                it could not be written: a full disk, no right to
 └── OnlyIfCachedMiss                  `only-if-cached` was asked for and there is no entry
 
 Errors of the model's client (`openai.RateLimitError` and its like) reach the caller unchanged.
@@ -91,6 +94,22 @@ class InvalidEmbedding(EmbedderError):
 
 class NotStorable(LLMCacheError, ValueError):
     """An explicit store was given an answer that must never be served again."""
+
+
+class PartialInvalidation(InvalidRequest):
+    """An invalidation cannot reach everything that is meant. Nothing was invalidated."""
+
+
+class TransferError(LLMCacheError):
+    """A file could not be written, or read to its end."""
+
+
+class InvalidFile(TransferError, ValueError):
+    """A file is damaged, cut off, or none of ours; nothing of it was taken. Names the line."""
+
+
+class FileUnwritable(TransferError):
+    """A file could not be written; the message says what is left of it, and how to go on."""
 
 
 class OnlyIfCachedMiss(LLMCacheError):

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from llm_cache._core.types import CacheStatus, Completion
+from llm_cache._core.types import CacheStatus, Completion, HasAnswer
 
 if TYPE_CHECKING:
     from openai.types.chat import ChatCompletion
@@ -41,8 +41,14 @@ class CacheInfo:
 class ChatReply(CacheInfo):
     """An answer and how it was come by. Unpacks into `(text, status)`."""
 
-    data: Completion = field(repr=False)
-    """The completion as JSON, as the provider sent it."""
+    source: HasAnswer = field(repr=False)
+    """What has the answer. One from Redis is parsed when it is first looked at."""
+
+    @property
+    def data(self) -> Completion:
+        """The completion as JSON, as the provider sent it; the same object every time."""
+        completion: Completion = self.source.answer
+        return completion
 
     @property
     def text(self) -> str:

@@ -14,14 +14,17 @@ PACKAGE = Path(__file__).parent.parent / "llm_cache"
 LAYERS = [
     {"cli"},
     {"testing"},
+    {"transfer", "warm", "inspection"},
     {"cache", "_wrap", "_wrap_embeddings"},
-    {"_engine", "_explain"},
+    {"_engine", "_explain", "_invalidate"},
     {"_ends"},
     {"_semantic"},
     {"_embedding", "_batches"},
+    {"_plan"},
     {"_flight", "_redis", "_http", "_call", "reply", "local", "embedders", "local_chat"},
+    {"_exports"},
     {"_core"},
-    {"events", "config"},
+    {"events", "config", "labels"},
     {"errors"},
 ]
 ALONE = {"_local_chat_child", "__init__"}

@@ -1,83 +1,233 @@
-"""`Entry` ⇄ bytes. Versioned, data only: JSON behind a header of 22 bytes.
+"""`Entry` ⇄ bytes. Versioned, data only: a fixed header, then two pieces of JSON.
 
-    byte 0       version of this format, `0x01`
-    byte 1       how the body is packed, `0x00` for plain
-    bytes 2-21   the digest of the key that the entry was written under
-    bytes 22-    the body, UTF-8 JSON
+    bytes 0      version of this format, `0x02`
+    byte  1      flags: 1 for an alias; 2 and 4 for how the answer is packed
+    bytes 2-5    CRC-32 of all that follows, begun with the key's digest, the version and the flags
+    bytes 6-13   when the answer was stored, Unix seconds, float64
+    bytes 14-21  until when it is fresh, Unix seconds, float64
+    bytes 22-37  stamp: the epoch that the storing request saw
+    bytes 38-45  tokens of the prompt and of the completion, uint32 each
+    bytes 46-47  length of the details, uint16
+    then         the details (model, tenant, tags, …), and behind them the answer
 
-The digest in the header ties the bytes to their key: bytes that arrive under any other key, by
-whatever accident on the way, are not an entry.
+All numbers are little-endian. The checksum ties the bytes to their key: what was changed on the
+way, or arrives under another key, is not an entry. So a look-up reads the header and no more; the
+JSON behind it is parsed when somebody asks for it.
 """
 
 from __future__ import annotations
 
 import json
-from base64 import b32decode
+from dataclasses import replace
+from struct import Struct
 from typing import Any
+from zlib import crc32
 
-from llm_cache._core.types import Entry
+from llm_cache._core import packing
+from llm_cache._core.types import Entry, Json
 from llm_cache.errors import CorruptEntry
 
-_VERSION = 1
-_PLAIN = 0
-_HEADER_BYTES = 22
+_VERSION = 2
+_ALIAS = 1
+_PACKED_SHIFT = 1
+_KNOWN_FLAGS = _ALIAS | 6
+_HEADER = Struct("<BBIdd16sIIH")
+_CHECKED = Struct("<dd16sIIH")
+_CHECKED_AT = 6
+_MOST_TOKENS = 2**32 - 1
+HEADER_BYTES = _HEADER.size
 
+_SHORT = {
+    "model": "m",
+    "tenant": "t",
+    "shared_scope": "c",
+    "prompt_version": "v",
+    "tags": "g",
+    "depends_on": "d",
+    "origin": "o",
+    "similarity": "s",
+}
+"""The details, and their names in Redis, where every answer has them."""
+
+_UNREAD = object()
+_UNREADABLE = "a stored answer cannot be read"
+
+_decoder = json.JSONDecoder()
 _encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
-def encode_entry(entry: Entry, digest: str) -> bytes:
-    """Return the bytes to store *entry* under the key of *digest*."""
-    body: dict[str, Any] = {
-        "created": entry.created_s,
-        "stamp": entry.stamp,
-        "model": entry.model,
-        "answer": entry.answer,
-    }
-    optional = {
-        "tenant": entry.tenant,
-        "tags": list(entry.tags) or None,
-        "origin": entry.origin,
-        "similarity": entry.similarity,
-    }
-    body.update((name, value) for name, value in optional.items() if value is not None)
-    return _header(digest) + _encoder.encode(body).encode()
+class Sealed:
+    """An entry whose bytes are known to be whole; its details and its answer are read on demand.
+
+    Whoever changes the answer changes it for this object alone.
+    """
+
+    __slots__ = (
+        "_about",
+        "_answer",
+        "_blob",
+        "_details_bytes",
+        "completion_tokens",
+        "created_s",
+        "fresh_until_s",
+        "is_alias",
+        "prompt_tokens",
+        "stamp",
+    )
+
+    def __init__(self, blob: bytes, header: tuple[Any, ...]) -> None:
+        (
+            _,
+            flags,
+            _,
+            self.created_s,
+            self.fresh_until_s,
+            stamp,
+            self.prompt_tokens,
+            self.completion_tokens,
+            self._details_bytes,
+        ) = header
+        self._blob = blob
+        self.stamp: str = stamp.hex()
+        self.is_alias = flags & _ALIAS != 0
+        self._answer: Json = _UNREAD
+        self._about: Entry | None = None
+
+    @property
+    def answer(self) -> Json:
+        """The answer.
+
+        Raises:
+            CorruptEntry: the bytes are as they were written, and yet no entry.
+        """
+        if self._answer is _UNREAD:
+            blob, begin = self._blob, _HEADER.size + self._details_bytes
+            try:
+                body = packing.unpack(blob[1] >> _PACKED_SHIFT, blob[begin:])
+                self._answer = _decoder.decode(body.decode())
+            except (ValueError, RecursionError) as error:
+                raise CorruptEntry(_UNREADABLE) from error
+        return self._answer
+
+    @property
+    def about(self) -> Entry:
+        """All but the answer, which is `None` here. Raises as `answer` does."""
+        if self._about is None:
+            begin = _HEADER.size
+            try:
+                details = json.loads(self._blob[begin : begin + self._details_bytes])
+                self._about = Entry(
+                    answer=None,
+                    created_s=self.created_s,
+                    fresh_until_s=self.fresh_until_s,
+                    stamp=self.stamp,
+                    **_checked(details),
+                )
+            except (ValueError, TypeError, RecursionError) as error:
+                raise CorruptEntry(_UNREADABLE) from error
+        return self._about
+
+    def open(self) -> Entry:
+        """Return the whole entry. Raises as `answer` does."""
+        return replace(self.about, answer=self.answer)
 
 
-def decode_entry(blob: bytes, digest: str) -> Entry | None:
-    """Return the entry in *blob*, which was read from the key of *digest*.
+def encode_entry(entry: Entry, digest: str, *, compress: bool = True) -> bytes:
+    """Return the bytes to store *entry* under the key of *digest*.
 
-    `None` for an entry of another version of this format: a newer worker wrote it, or an older.
+    Raises:
+        ValueError, TypeError: the answer is not JSON.
+    """
+    details = {name: value for name in _SHORT if (value := getattr(entry, name)) not in (None, ())}
+    details = {_SHORT[name]: value for name, value in details.items()}
+    head = _encoder.encode(details).encode()
+    body = _encoder.encode(entry.answer).encode()
+    packed, body = packing.pack(body) if compress else (packing.PLAIN, body)
+    flags = packed << _PACKED_SHIFT | (_ALIAS if entry.origin is not None else 0)
+    checked = _CHECKED.pack(
+        entry.created_s,
+        entry.fresh_until_s,
+        bytes.fromhex(entry.stamp),
+        *tokens_of(entry.answer),
+        len(head),
+    )
+    rest = b"".join((checked, head, body))
+    start = bytes((_VERSION, flags))
+    return b"".join((start, _checksum(start, rest, digest).to_bytes(4, "little"), rest))
+
+
+def open_sealed(blob: bytes, digest: str) -> Sealed | None:
+    """Return the entry in *blob*, which was read from the key of *digest*, without parsing it.
+
+    `None` for an entry of another version of this format, or packed in a way that is not known
+    here: another worker can read it.
 
     Raises:
         CorruptEntry: *blob* is not an entry, or was written under another key.
     """
-    if len(blob) < _HEADER_BYTES:
+    if len(blob) < _HEADER.size:
         raise CorruptEntry("a stored answer is too short to be an entry")
-    if blob[0] != _VERSION or blob[1] != _PLAIN:
+    header = _HEADER.unpack_from(blob)
+    if (
+        header[0] != _VERSION
+        or header[1] & ~_KNOWN_FLAGS
+        or not packing.can_unpack(header[1] >> _PACKED_SHIFT)
+    ):
         return None
-    if blob[:_HEADER_BYTES] != _header(digest):
-        raise CorruptEntry("a stored answer belongs to another key")
-    try:
-        body = json.loads(blob[_HEADER_BYTES:].decode())
-        return Entry(
-            answer=body["answer"],
-            created_s=_checked(body["created"], (int, float)),
-            stamp=_checked(body["stamp"], str),
-            model=_checked(body["model"], str),
-            tenant=_checked(body.get("tenant"), (str, type(None))),
-            tags=tuple(_checked(tag, str) for tag in body.get("tags", ())),
-            origin=_checked(body.get("origin"), (str, type(None))),
-            similarity=_checked(body.get("similarity"), (int, float, type(None))),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CorruptEntry("a stored answer cannot be read") from error
+    if _checksum(blob[:2], memoryview(blob)[_CHECKED_AT:], digest) != header[2]:
+        raise CorruptEntry("a stored answer was changed, or belongs to another key")
+    return Sealed(blob, header)
 
 
-def _header(digest: str) -> bytes:
-    return bytes((_VERSION, _PLAIN)) + b32decode(digest.upper())
+def peek(start: bytes) -> Sealed | None:
+    """Return what the *start* of a stored answer tells, but for the answer itself. Unchecked.
+
+    For walks over all answers, of which only the first bytes are read. `None` where they are of
+    another version, or too few.
+    """
+    if len(start) < _HEADER.size:
+        return None
+    header = _HEADER.unpack_from(start)
+    is_whole = len(start) >= _HEADER.size + header[-1]
+    return Sealed(start, header) if header[0] == _VERSION and is_whole else None
 
 
-def _checked(value: Any, kinds: type | tuple[type, ...]) -> Any:
-    if not isinstance(value, kinds):
-        raise TypeError(type(value).__name__)
-    return value
+def decode_entry(blob: bytes, digest: str) -> Entry | None:
+    """Return what `open_sealed` does, read to its end. Raises as it and `Sealed.open` do."""
+    sealed = open_sealed(blob, digest)
+    return None if sealed is None else sealed.open()
+
+
+def _checksum(start: bytes, rest: bytes | memoryview, digest: str) -> int:
+    return crc32(rest, crc32(start, crc32(digest.encode())))
+
+
+def tokens_of(answer: Json) -> tuple[int, int]:
+    """Return the tokens of prompt and completion that *answer* says it took; 0 where it does not.
+
+    Whoever counts what was saved reads them with every hit.
+    """
+    usage = answer.get("usage") if isinstance(answer, dict) else None
+    usage = usage if isinstance(usage, dict) else {}
+    counts = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
+    prompt, completion = (
+        count if type(count) is int and 0 <= count <= _MOST_TOKENS else 0 for count in counts
+    )
+    return prompt, completion
+
+
+def _checked(details: Any) -> dict[str, Any]:
+    """Return *details* as the fields of an `Entry` that they are; those of later writers are not.
+
+    Raises:
+        TypeError: a detail is of the wrong kind.
+    """
+    known = {name: details[_SHORT[name]] for name in _SHORT if _SHORT[name] in details}
+    for name, value in known.items():
+        if name in ("tags", "depends_on"):
+            if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+                raise TypeError(name)
+            known[name] = tuple(value)
+        elif not isinstance(value, (int, float) if name == "similarity" else str):
+            raise TypeError(name)
+    return known

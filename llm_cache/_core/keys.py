@@ -2,43 +2,85 @@
 
 from __future__ import annotations
 
+import hmac
+import re
+from base64 import b32encode
+from binascii import b2a_base64
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Any
 
-SCHEMA = b"llm_cache/1"
+SCHEMA = b"llm_cache/2"
 """Version of the key schema; part of every digest."""
 
-_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
-# `base64.b32encode` takes three times as long, which an exact hit would feel.
-_PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
+_DIGEST_BYTES = 21
+_DIGEST = re.compile("[A-Za-z0-9_-]{28}")
 
 
-def identify(
-    frame: bytes,
-    normalized: str,
-    *,
-    tenant: str | None,
-    cache_version: str,
-    normalization: str,
-) -> tuple[str, str]:
-    """Return the digest of a request, and the scope within which its answer may be shared.
+class Scope:
+    """Everything that must be equal before an answer may be shared, and the digests within it.
 
-    The request is given by its *frame* and its *normalized* text.
-
-    The digest is over everything the model could see. The scope is over the same without the
-    compared text; requests of one scope differ in nothing else.
+    Args:
+        frame: Canonical bytes of all the model could see, without the compared text.
+        tenant: What stands for whose request it is.
+        shared_scope: Where tenants share answers, the name of what they share; then the tenant
+            makes no difference.
+        cache_version: The configured one.
+        normalization: How the compared texts are normalised; it parts the digests, not the scope.
     """
-    scope = _sha256(
-        b"scope",
-        SCHEMA,
-        # No tenant and a tenant of any name are told apart by the number of parts.
-        *(() if tenant is None else (tenant.encode(),)),
-        b"version",
-        cache_version.encode(),
-        frame,
-    )
-    digest = _sha256(b"key", scope, normalization.encode(), normalized.encode())
-    return _text(digest), _text(scope)
+
+    __slots__ = ("_begun", "name")
+
+    def __init__(
+        self,
+        frame: bytes,
+        *,
+        tenant: str | None,
+        shared_scope: str | None = None,
+        cache_version: str,
+        normalization: str,
+    ) -> None:
+        whose: tuple[bytes, ...] = () if tenant is None else (tenant.encode(),)
+        if shared_scope is not None:
+            whose = (b"shared", shared_scope.encode())
+        scope = _sha256(
+            b"scope",
+            SCHEMA,
+            # None, a tenant of any name, and a shared scope differ in the number of parts.
+            *whose,
+            b"version",
+            cache_version.encode(),
+            frame,
+        )
+        self.name = _text(scope)
+        """Its own digest; a TAG of every semantic entry."""
+        self._begun: Any = sha256(_framed(b"key", scope, normalization.encode()))
+
+    def digest(self, normalized: str) -> str:
+        """Return the digest of the request with this *normalized* text: 168 bits, base64url.
+
+        It is over everything the model could see. Finding any collision takes 84 bits of work.
+
+        Raises:
+            UnicodeEncodeError: the text holds a lone surrogate.
+        """
+        # What all requests of the scope begin with is hashed once.
+        ended = self._begun.copy()
+        ended.update(_framed(normalized.encode()))
+        encoded: bytes = b2a_base64(ended.digest()[:_DIGEST_BYTES], newline=False)
+        return encoded.decode().replace("+", "-").replace("/", "_")
+
+
+def tenant_id(tenant: str | None, secret: str | None) -> str | None:
+    """Return what stands for *tenant* in Redis: an HMAC where there is a *secret*."""
+    if tenant is None or secret is None:
+        return tenant
+    return _text(hmac.digest(secret.encode(), tenant.encode(), "sha256"))
+
+
+def prompt_version(instructions: str) -> str:
+    """Return what names a system prompt: 80 bits of its digest."""
+    return _text(_sha256(b"prompt", instructions.encode()))[:16]
 
 
 def narrow(scope: str, blind_spots: str) -> str:
@@ -61,17 +103,20 @@ def text_digest(text: str) -> str:
 
 
 def _sha256(*parts: bytes) -> bytes:
-    """Hash *parts*, each behind its length, so that no two lists of parts run together."""
-    return sha256(b"".join([b"%d:%b" % (len(part), part) for part in parts])).digest()
+    return sha256(_framed(*parts)).digest()
+
+
+def _framed(*parts: bytes) -> bytes:
+    """Return *parts*, each behind its length, so that no two lists of parts run together."""
+    return b"".join([b"%d:%b" % (len(part), part) for part in parts])
 
 
 def _text(digest: bytes) -> str:
-    """Return the first 160 bits of *digest* in lower-case base32 (RFC 4648), ten at a time.
+    """Return the first 160 bits of *digest* in lower-case base32 (RFC 4648): 32 characters.
 
-    160 bits are 32 characters; finding any collision takes 80 bits of work.
+    What is searched for in a query is spelled so, without a sign that would have to be escaped.
     """
-    bits = int.from_bytes(digest[:20], "big")
-    return "".join([_PAIRS[bits >> shift & 1023] for shift in range(150, -1, -10)])
+    return b32encode(digest[:20]).decode().lower()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +129,18 @@ class Keys:
         """Key of an answer or alias (string)."""
         return f"{self.namespace}:x:{{{digest}}}"
 
+    @property
+    def answer_pattern(self) -> str:
+        """Glob of the keys of all answers; nothing in a namespace has a meaning there."""
+        return f"{self.namespace}:x:*"
+
+    def digest(self, answer_key: str) -> str | None:
+        """Return the digest in the key of an answer; `None` for any other key."""
+        prefix = f"{self.namespace}:x:{{"
+        digest = answer_key[len(prefix) : -1]
+        is_ours = answer_key == self.answer(digest) and _DIGEST.fullmatch(digest)
+        return digest if is_ours else None
+
     def entry(self, space: str, digest: str) -> str:
         """Key of the semantic entry that leads to the answer *digest* (hash)."""
         return f"{self.entry_prefix(space)}{{{digest}}}:0"
@@ -93,7 +150,7 @@ class Keys:
         return f"{self.namespace}:s:{space}:"
 
     def refs(self, digest: str) -> str:
-        """Key of the aliases and entries of an answer (set)."""
+        """Key of the aliases of an answer (set). Its semantic entry follows from its digest."""
         return f"{self.namespace}:refs:{{{digest}}}"
 
     def lease(self, digest: str) -> str:
@@ -112,6 +169,15 @@ class Keys:
         """Key of the kept vector of a text in one vector space (string)."""
         return f"{self.namespace}:emb:{space}:{{{digest}}}"
 
+    def imported(self, file_id: str) -> str:
+        """Key of how far the import of a file has come (string)."""
+        return f"{self.namespace}:import:{file_id}"
+
+    @property
+    def review(self) -> str:
+        """Key of what is kept for people to look at (stream)."""
+        return f"{self.namespace}:review"
+
     @property
     def epoch(self) -> str:
         """Key of the token that moves with every invalidation (string)."""
@@ -121,6 +187,21 @@ class Keys:
     def purges(self) -> str:
         """Key of the table of what was invalidated when (hash)."""
         return f"{self.namespace}:purges"
+
+    @property
+    def rejected(self) -> str:
+        """Key of the pairs of a request and an answer that people rejected (sorted set)."""
+        return f"{self.namespace}:rejected"
+
+    @property
+    def unindexed(self) -> str:
+        """Key that is there while there are answers whose prompts no index has (string)."""
+        return f"{self.namespace}:unindexed"
+
+    @property
+    def sweep(self) -> str:
+        """Key of who is removing what is dead (string)."""
+        return f"{self.namespace}:sweep"
 
     @property
     def counters(self) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
+from llm_cache._core.targets import ANYONE, Kind, target, targets_of
 from llm_cache._core.types import Entry, Json
 
 StoreIf = Callable[[Any], bool]
@@ -34,6 +35,8 @@ class Refusal(StrEnum):
     """The caller's own rule (`store_if`) said no, or raised."""
     NOT_TEXT = "not_text"
     """It holds something that cannot be written down: a lone surrogate."""
+    SOURCE_GONE = "source_gone"
+    """An answer that it was made from is no longer there."""
     ABANDONED = "abandoned"
     """Everybody had left the stream before its end."""
 
@@ -75,6 +78,78 @@ def value_refusal(value: Json, store_if: StoreIf | None) -> Refusal | None:
 
 
 @dataclass(frozen=True, slots=True)
+class Lifetime:
+    """How long an answer lives."""
+
+    fresh_until_s: float
+    """Unix time."""
+    kept_ms: int
+    """For how long Redis keeps it, stale or not."""
+    longest_ms: int
+    """For how long it may be kept after all hits."""
+
+
+def lifetime(
+    now_s: float,
+    ttl_s: float,
+    *,
+    stale_s: float = 0.0,
+    sliding_max_age_s: float | None = None,
+    jitter: float = 0.0,
+    chance: float = 0.0,
+) -> Lifetime:
+    """Return how long an answer that is stored at *now_s* lives.
+
+    Args:
+        now_s: Unix time.
+        ttl_s: For how long it is fresh; where it slides, for how long after its last hit.
+        stale_s: For how long after that it may still be served where that is allowed.
+        sliding_max_age_s: At which age a sliding answer ends whatever its hits.
+        jitter: The largest share of its TTL that an answer loses, so that many which are stored
+            together do not end together.
+        chance: From 0 to 1: the share of the jitter.
+    """
+    ttl_s *= 1 - jitter * chance
+    if sliding_max_age_s is None:
+        kept_ms = max(1, round(1000 * (ttl_s + stale_s)))
+        return Lifetime(now_s + ttl_s, kept_ms, kept_ms)
+    longest_ms = max(1, round(1000 * sliding_max_age_s))
+    kept_ms = min(max(1, round(1000 * ttl_s)), longest_ms)
+    return Lifetime(now_s + sliding_max_age_s, kept_ms, longest_ms)
+
+
+_SERVER_ERROR = 500
+_PASSING = frozenset({408, 429})
+"""A time-out, and too many requests."""
+
+
+def is_outage(error: Exception) -> bool:
+    """Tell whether *error* says that the model could not answer, not that it would not.
+
+    RFC 5861 names the statuses 500 to 504; errors of other kinds (no connection, a time-out) have
+    no status at all. A request that was refused is wrong, and a stale answer would hide that.
+    """
+    status = getattr(error, "status_code", None)
+    return not isinstance(status, int) or status >= _SERVER_ERROR or status in _PASSING
+
+
+class Dated(Protocol):
+    """What decides whether a stored answer lives."""
+
+    @property
+    def stamp(self) -> str:
+        """The epoch that its request saw."""
+
+    @property
+    def created_s(self) -> float:
+        """When it was stored."""
+
+    @property
+    def about(self) -> Entry:
+        """All of it but the answer."""
+
+
+@dataclass(frozen=True, slots=True)
 class Purges:
     """What has been invalidated: for each target, the token of the last time.
 
@@ -87,17 +162,27 @@ class Purges:
     """Token of the table itself. What is older was stored before a table that is lost, and nobody
     knows any more what of it had been invalidated."""
     tokens: Mapping[str, str] = field(default_factory=dict)
+    """Of the kind `AGE`, the Unix time before which answers are dead."""
 
-    def allow(self, entry: Entry) -> bool:
-        """Tell whether *entry*, read under this epoch, may be served.
+    def allow(self, entry: Dated, digest: str) -> bool:
+        """Tell whether *entry*, read under this epoch from the key of *digest*, may be served.
 
         An entry is as old as the epoch that its request saw before it asked the model. It is dead
-        when a target of it was purged later, when it is older than the table, and when it claims
-        to come from an epoch that this Redis has not reached (the table it knew is lost).
+        when one of its targets was purged later, when it is older than the table, and when it
+        claims to come from an epoch that this Redis has not reached (the table it knew is lost).
         """
-        return self.born <= entry.stamp <= self.epoch and not (
-            self.tokens and any(self._purged(target, entry) for target in entry.targets())
-        )
+        stamp = entry.stamp
+        if not self.born <= stamp <= self.epoch:
+            return False
+        return not self.tokens or not self._was_purged(entry, digest)
 
-    def _purged(self, target: str, entry: Entry) -> bool:
-        return self.tokens.get(target, "") > entry.stamp
+    def _was_purged(self, entry: Dated, digest: str) -> bool:
+        tokens, stamp, whole = self.tokens, entry.stamp, entry.about
+        if any(tokens.get(name, "") > stamp for name in targets_of(whole)):
+            return True
+        if tokens.get(target(Kind.KEY, digest), "") > stamp:
+            return True
+        ages = (
+            tokens.get(target(Kind.AGE, tenant_id=whose), "0") for whose in (ANYONE, whole.tenant)
+        )
+        return any(entry.created_s < float(before_s) for before_s in ages)

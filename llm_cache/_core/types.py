@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any
+from math import inf
+from typing import Any, Protocol
 
 Json = Any
 """A JSON value: `None`, `bool`, `int`, `float`, `str`, or a list or dict of them."""
 
 Completion = dict[str, Json]
 """A chat completion as the provider sent it, parsed from JSON and otherwise unchanged."""
+
+
+class HasAnswer(Protocol):
+    """Whatever has an answer."""
+
+    @property
+    def answer(self) -> Json:
+        """The answer; the same object every time."""
 
 
 class CacheStatus(StrEnum):
@@ -59,6 +68,12 @@ class ChatRequest:
     normalized: str = field(repr=False)
     """`text` after prompt normalisation; what the exact key holds."""
 
+    def unstreamed(self) -> ChatRequest:
+        """Return the same request for an answer that comes in one piece."""
+        streaming = {"stream", "stream_options"}
+        params = {name: value for name, value in self.params.items() if name not in streaming}
+        return replace(self, params=params)
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -69,31 +84,32 @@ class Entry:
     created_s: float
     """Unix time at which the answer was stored."""
     stamp: str
-    """The epoch that the storing request saw before it asked the model."""
+    """The epoch that the storing request saw before it asked the model: 32 hexadecimal digits."""
     model: str
+    fresh_until_s: float = inf
+    """Unix time at which it turns stale; from then on it is served only where that is allowed."""
     tenant: str | None = None
+    """What stands for the tenant in Redis."""
+    shared_scope: str | None = None
+    """The scope in which tenants share it, if they do."""
+    prompt_version: str | None = None
+    """Names the system prompt that it was made under."""
     tags: tuple[str, ...] = ()
+    depends_on: tuple[str, ...] = ()
+    """What the answer was made from, and what that was made from."""
     origin: str | None = None
     """For an alias: the digest of the entry it is a copy of."""
     similarity: float | None = None
     """For an alias: the similarity with which it was promoted."""
 
-    def as_alias(self, origin: str, similarity: float) -> Entry:
+    @property
+    def about(self) -> Entry:
+        """Itself, as one whose answer is not yet read has it."""
+        return self
+
+    def as_alias(self, origin: str, similarity: float | None) -> Entry:
         """Return a copy of this entry for another prompt, which it answers with *similarity*."""
         return replace(self, origin=origin, similarity=similarity)
-
-    def targets(self) -> tuple[str, ...]:
-        """Return the invalidation targets that reach this entry."""
-        return (
-            ALL,
-            f"model:{self.model}",
-            f"tenant:{self.tenant or ''}",
-            *(f"tag:{tag}" for tag in self.tags),
-        )
-
-
-ALL = "all"
-"""The invalidation target that reaches every entry of the namespace."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,15 +129,18 @@ class Connection:
         """Run one command: one round trip. Raises as `run` does."""
         return await self.run(self.client.execute_command(*command))  # type: ignore[no-untyped-call]
 
-    async def run(self, operation: Awaitable[_T]) -> _T:
+    async def run(self, operation: Awaitable[_T], *, since_s: float | None = None) -> _T:
         """Await *operation* for at most `redis_timeout_s`, waiting for a connection included.
+
+        The time counts from *since_s*, by the clock of the event loop; default now.
 
         Raises:
             StoreTimeout: it took longer.
             StoreUnavailable: Redis refused, went away, or answered with an error.
         """
         try:
-            async with asyncio.timeout(self._timeout_s):
+            begin_s = asyncio.get_running_loop().time() if since_s is None else since_s
+            async with asyncio.timeout_at(begin_s + self._timeout_s):
                 return await operation
         except (TimeoutError, RedisTimeoutError) as error:
             raise StoreTimeout(

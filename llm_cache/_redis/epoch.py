@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 
 from llm_cache._core.keys import Keys
 from llm_cache._core.policy import Purges
+from llm_cache._core.targets import Kind
 from llm_cache._flight import SharedRun
 from llm_cache._redis.connection import Connection
 
@@ -37,12 +38,20 @@ end
 local token = now .. ARGV[1]
 if ARGV[2] ~= 'keep' and last and last ~= ARGV[2] then return last end
 if ARGV[2] ~= 'keep' or not last then
+  local longest = redis.call('HGET', KEYS[1], 'longest')
   redis.call('DEL', KEYS[1])
   redis.call('HSET', KEYS[1], 'born', token)
+  if longest then redis.call('HSET', KEYS[1], 'longest', longest) end
 end
 redis.call('HSET', KEYS[1], 'epoch', token)
-for i = 3, #ARGV do
-  redis.call('HSET', KEYS[1], ':' .. ARGV[i], token)
+for i = 3, #ARGV, 2 do
+  local field, value = ':' .. ARGV[i], ARGV[i + 1]
+  if value == '' then
+    value = token
+  elseif tonumber(redis.call('HGET', KEYS[1], field) or '0') > tonumber(value) then
+    value = redis.call('HGET', KEYS[1], field)
+  end
+  redis.call('HSET', KEYS[1], field, value)
 end
 return token
 """
@@ -53,6 +62,27 @@ if last and last >= ARGV[1] then return last end
 redis.call('SET', KEYS[1], ARGV[1])
 return ARGV[1]
 """
+# The longest lifetime of an answer, in ms: so long must the table remember.
+_LENGTHEN = """
+local longest = tonumber(redis.call('HGET', KEYS[1], 'longest') or '0')
+if longest < tonumber(ARGV[1]) then redis.call('HSET', KEYS[1], 'longest', ARGV[1]) end
+return redis.call('HGET', KEYS[1], 'longest')
+"""
+# What was purged again meanwhile stays.
+_PRUNE = """
+local pruned = 0
+for i = 1, #ARGV, 2 do
+  if redis.call('HGET', KEYS[1], ARGV[i]) == ARGV[i + 1] then
+    pruned = pruned + redis.call('HDEL', KEYS[1], ARGV[i])
+  end
+end
+return pruned
+"""
+_PRUNED_AT_ONCE = 500
+_SLACK_S = 86_400.0
+"""A request may have been under way for as long when it stored its answer."""
+_KEY_S = 3_600.0
+"""A single answer is removed at once; its line only keeps out a store that was under way."""
 
 
 class Epochs:
@@ -65,6 +95,8 @@ class Epochs:
         self._keys = keys
         self._clock = clock
         self._purges: Purges | None = None
+        self._epoch = b""
+        self._longest_ms = 0
         self._read_at_s = 0.0
         self._reading = SharedRun(self._refresh, name="llm_cache.epoch")
 
@@ -74,29 +106,70 @@ class Epochs:
         No round trip while the epoch stands still (one every 10 s), one when it has moved, three
         when it or the table is lost.
         """
-        if self._is_current(seen):
-            return self._purges  # type: ignore[return-value]  # it is there, says `_is_current`
+        if (known := self.known(seen)) is not None:
+            return known
         # A read that was under way already may be older than what this caller has seen.
         may_be_older = self._reading.is_running
         purges = await self._reading.join()
-        if may_be_older and not self._is_current(seen):
+        if may_be_older and self.known(seen) is None:
             purges = await self._reading.join()
         return purges
 
-    async def purge(self, targets: Iterable[str]) -> str:
-        """Invalidate *targets*, and return the token of it. Two round trips."""
-        return await self._write("keep", targets)
+    def known(self, seen: bytes | None) -> Purges | None:
+        """Return what `current` does, where no round trip is needed for it."""
+        if self._purges is None or self._clock() - self._read_at_s >= _MAX_AGE_S:
+            return None
+        # Most look-ups see the very epoch that the table was read under.
+        is_new_enough = seen == self._epoch or (seen is not None and self._epoch >= seen)
+        return self._purges if is_new_enough else None
 
-    def _is_current(self, seen: bytes | None) -> bool:
-        return (
-            self._purges is not None
-            and seen is not None
-            and self._purges.epoch >= seen.decode("latin-1")
-            and self._clock() - self._read_at_s < _MAX_AGE_S
-        )
+    async def purge(self, targets: Iterable[str], *, before_s: float | None = None) -> str:
+        """Invalidate *targets*, and return the token of it. Two round trips.
+
+        Of the kind `AGE`, answers that were stored before the Unix time *before_s*.
+        """
+        value = "" if before_s is None else repr(before_s)
+        return await self._write("keep", ((target, value) for target in targets))
+
+    async def remember_for(self, lifetime_ms: int) -> None:
+        """See to it that the table outlives answers of this lifetime.
+
+        No round trip unless it is the longest yet, which is then rounded up to a power of two.
+        """
+        if lifetime_ms > self._longest_ms:
+            longest_ms = 1 << (lifetime_ms - 1).bit_length()
+            reply = await self._connection.execute(
+                "EVAL", _LENGTHEN, 1, self._keys.purges, longest_ms
+            )
+            self._longest_ms = int(reply)
+
+    async def prune(self) -> int:
+        """Forget what no living answer can be reached by any more; return how many targets.
+
+        Two round trips, and one for each 500 targets.
+        """
+        purges = await self._refresh()
+        if not self._longest_ms:
+            return 0
+        server_s = int(purges.epoch[:16], 16) / 1e6
+        (seconds, _) = await self._connection.execute("TIME")
+        now_s = max(server_s, float(seconds))
+        kept_s = self._longest_ms / 1000 + _SLACK_S
+        old = [
+            part
+            for name, token in purges.tokens.items()
+            if _moment_s(name, token) < now_s - (_KEY_S if _is_key(name) else kept_s)
+            for part in (f":{name}", token)
+        ]
+        pruned = 0
+        for start in range(0, len(old), 2 * _PRUNED_AT_ONCE):
+            some = old[start : start + 2 * _PRUNED_AT_ONCE]
+            pruned += await self._connection.execute("EVAL", _PRUNE, 1, self._keys.purges, *some)
+        return pruned
 
     async def _refresh(self) -> Purges:
         self._purges = purges = await self._read()
+        self._epoch = purges.epoch.encode()
         self._read_at_s = self._clock()
         return purges
 
@@ -107,6 +180,7 @@ class Epochs:
         pipeline.hgetall(self._keys.purges)
         epoch, table = await self._connection.run(pipeline.execute())
         fields = {_text(name): _text(value) for name, value in table.items()}
+        self._longest_ms = int(fields.get("longest", "0"))
         if epoch is None or "born" not in fields:
             token = await self._write(fields.get("epoch", ""))
             return Purges(epoch=token, born=token)
@@ -116,12 +190,23 @@ class Epochs:
             tokens={name[1:]: token for name, token in fields.items() if name.startswith(":")},
         )
 
-    async def _write(self, mode: str, targets: Iterable[str] = ()) -> str:
+    async def _write(self, mode: str, targets: Iterable[tuple[str, str]] = ()) -> str:
+        pairs = [part for pair in targets for part in pair]
         token: bytes = await self._connection.execute(
-            "EVAL", _PURGE, 1, self._keys.purges, secrets.token_hex(8), mode, *targets
+            "EVAL", _PURGE, 1, self._keys.purges, secrets.token_hex(8), mode, *pairs
         )
         await self._connection.execute("EVAL", _ADVANCE, 1, self._keys.epoch, token)
         return _text(token)
+
+
+def _is_key(name: str) -> bool:
+    return name.startswith(f"{Kind.KEY} ")
+
+
+def _moment_s(target: str, token: str) -> float:
+    """Return the Unix time that *token* stands for."""
+    is_age = target.startswith(f"{Kind.AGE} ")
+    return float(token) if is_age else int(token[:16], 16) / 1e6
 
 
 def _text(value: bytes | str) -> str:

@@ -80,10 +80,8 @@ local is_ours = token ~= '' and redis.call('GET', KEYS[2]) == token
 local is_stored = 0
 if token == '' or is_ours or redis.call('EXISTS', KEYS[1]) == 0 then
   redis.call('SET', KEYS[1], ARGV[3], 'PX', ttl)
-  if KEYS[4] then
-    redis.call('HSET', KEYS[4], unpack(ARGV, 6))
-    redis.call('PEXPIRE', KEYS[4], ttl)
-    redis.call('SADD', KEYS[3], KEYS[4])
+  if KEYS[3] then
+    redis.call('HSET', KEYS[3], unpack(ARGV, 6))
     redis.call('PEXPIRE', KEYS[3], ttl)
   end
   is_stored = 1
@@ -309,7 +307,7 @@ class Leases:
         keys = [self._keys.answer(digest), self._keys.lease(digest)]
         fields: Sequence[str | bytes] = ()
         if entry is not None:
-            keys += [self._keys.refs(digest), entry[0]]
+            keys.append(entry[0])
             fields = entry[1]
         token = "" if lease is None else lease.token
         is_stored = await _STORE.run(

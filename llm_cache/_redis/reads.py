@@ -8,7 +8,7 @@ All of it goes over one connection of its own, which no other command holds up.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -21,11 +21,6 @@ _MOST_KEYS = 512
 
 Read = tuple[bytes | None, bytes | None]
 """The value of a key, and that of the companion key, read at one moment."""
-Waiter = tuple["asyncio.Future[Read | None]", Callable[[], bool]]
-
-
-def _always() -> bool:
-    return True
 
 
 class CoalescedReads:
@@ -34,16 +29,14 @@ class CoalescedReads:
     def __init__(self, connection: Connection, companion: str) -> None:
         self._connection = connection
         self._companion = companion
-        self._waiting: dict[str, list[Waiter]] = {}
+        self._waiting: dict[str, list[asyncio.Future[Read]]] = {}
+        self._waiting_since_s = 0.0
         self._is_busy = False
         self._drain: asyncio.Task[None] | None = None
         self._line: Any = None
 
-    async def get(self, key: str, *, needed: Callable[[], bool] = _always) -> Read | None:
+    async def get(self, key: str) -> Read:
         """Return the values of *key* and of the companion. At most one round trip of its own.
-
-        A read that had to wait asks whether it is still *needed* before it goes out, and returns
-        `None` where it is not.
 
         Raises:
             StoreUnavailable: Redis did not answer, or not in time.
@@ -55,10 +48,18 @@ class CoalescedReads:
             finally:
                 self._go_on()
             return value, companion
-        # Everybody waits for a future of his own, so that one who leaves takes nobody along.
-        future: asyncio.Future[Read | None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(key, []).append((future, needed))
-        return await self._connection.run(future)
+        loop = asyncio.get_running_loop()
+        if not self._waiting:
+            self._waiting_since_s = loop.time()
+        # Everybody waits for a future of his own, so that one who leaves takes nobody along. How
+        # long is up to whoever serves them: a timer for each would cost more than the read.
+        future: asyncio.Future[Read] = loop.create_future()
+        waiters = self._waiting.get(key)
+        if waiters is None:
+            self._waiting[key] = [future]
+        else:
+            waiters.append(future)
+        return await future
 
     async def aclose(self) -> None:
         """Let go of the connection. Whoever still waits gets an error."""
@@ -81,12 +82,12 @@ class CoalescedReads:
     async def _serve(self) -> None:
         try:
             while self._waiting:
-                batch = self._next_batch()
+                since_s, batch = self._waiting_since_s, self._next_batch()
                 keys = list(batch)
-                if not keys:
-                    continue
                 try:
-                    *values, companion = await self._connection.run(self._mget(keys))
+                    *values, companion = await self._connection.run(
+                        self._mget(keys), since_s=since_s
+                    )
                 except StoreError as error:
                     self._fail(keys, batch, error)
                     continue
@@ -94,30 +95,21 @@ class CoalescedReads:
                     self._fail(keys, batch, _closed())
                     raise
                 for key, value in zip(keys, values, strict=True):
-                    for future, _ in batch[key]:
+                    for future in batch[key]:
                         if not future.done():
                             future.set_result((value, companion))
         finally:
             self._is_busy = False
 
-    def _next_batch(self) -> dict[str, list[Waiter]]:
-        """Take the keys that are next; let go whoever waits for one that nobody needs."""
-        batch: dict[str, list[Waiter]] = {}
-        for key in list(self._waiting)[:_MOST_KEYS]:
-            waiters = self._waiting.pop(key)
-            if any(needed() for _, needed in waiters):
-                batch[key] = waiters
-                continue
-            for future, _ in waiters:
-                if not future.done():
-                    future.set_result(None)
-        return batch
+    def _next_batch(self) -> dict[str, list[asyncio.Future[Read]]]:
+        """Take the keys that are next."""
+        return {key: self._waiting.pop(key) for key in list(self._waiting)[:_MOST_KEYS]}
 
     def _fail(
-        self, keys: Sequence[str], batch: dict[str, list[Waiter]], error: StoreError
+        self, keys: Sequence[str], batch: dict[str, list[asyncio.Future[Read]]], error: StoreError
     ) -> None:
         for key in keys:
-            for future, _ in batch.pop(key):
+            for future in batch.pop(key):
                 if not future.done():
                     # Each its own: a shared exception would collect the traceback of every caller.
                     future.set_exception(type(error)(*error.args))
@@ -133,11 +125,13 @@ class CoalescedReads:
     async def _exchange(self, keys: Sequence[str]) -> list[bytes | None]:
         if self._line is None:
             self._line = dedicated(self._connection.client)
+        line = self._line
         try:
-            # Does nothing while it is connected.
-            await self._line.connect()
-            await self._line.send_command("MGET", *keys, self._companion)
-            values: list[bytes | None] = await self._line.read_response()
+            if not line.is_connected:
+                await line.connect()
+            command = line.pack_command("MGET", *keys, self._companion)
+            await line.send_packed_command(command, check_health=False)
+            values: list[bytes | None] = await line.read_response()
         except BaseException:
             # A reply may still be on its way; the next read must not take it for its own.
             await self._hang_up()

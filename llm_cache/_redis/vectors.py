@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any
 
 from llm_cache._core.keys import Keys, answer_digest
@@ -46,6 +46,7 @@ _EVERYTHING = "*"
 _EXACT = "@scope:{{{scope}}}=>[KNN {limit} @vector $v HYBRID_POLICY ADHOC_BF AS distance]"
 _GRAPH = "*=>[KNN {limit} @vector $v EF_RUNTIME {ef} AS distance]"
 _EF_RUNTIME = 100
+_PROMPTS_AT_ONCE = 1_000
 _MAX_DIMENSIONS = 32_768
 # RediSearch 2 has one wording for searches and one for `FT.INFO`; 8.10 has the third for both.
 _LOST = ("no such index", "unknown index name", "index not found")
@@ -68,7 +69,8 @@ class VectorStore:
                 f"an embedder must have 1 to {_MAX_DIMENSIONS} dimensions; got {dimensions}"
             )
         self._keys = keys
-        self._space = space
+        self.space = space
+        """Its fingerprint."""
         self.dimensions = dimensions
         """Length of every vector."""
         self._sizes = _ScopeSizes(clock)
@@ -78,7 +80,7 @@ class VectorStore:
     @property
     def index(self) -> str:
         """Name of the index."""
-        return self._keys.index(self._space)
+        return self._keys.index(self.space)
 
     async def ensure_index(self) -> None:
         """Create the index unless it is there. Two round trips.
@@ -121,11 +123,34 @@ class VectorStore:
         fields: list[str | bytes] = ["vector", salted_blob(vector, scope), "scope", scope]
         if prompt:
             fields += ["prompt", prompt]
-        return self._keys.entry(self._space, digest), fields
+        return self._keys.entry(self.space, digest), fields
 
     async def forget(self, entry_keys: Iterable[str]) -> None:
         """Delete semantic entries whose answers are gone. One round trip."""
         await self.line.execute("UNLINK", *entry_keys)
+
+    async def prompts(self) -> AsyncIterator[list[tuple[str, str]]]:
+        """Yield the digest of the answer and the prompt of every entry, in batches.
+
+        One round trip for a thousand entries. Not for the path of a call.
+        """
+        opened = await self._ask(
+            (
+                *("FT.AGGREGATE", self.index, "*", "LOAD", 2, "@__key", "prompt"),
+                *("WITHCURSOR", "COUNT", _PROMPTS_AT_ONCE, "DIALECT", 2),
+            )
+        )
+        while opened is not None:
+            (_, *rows), cursor = opened[0]
+            fields = map(_mapping, rows)
+            yield [
+                (answer_digest(row[b"__key"].decode()), row[b"prompt"].decode("utf-8", "replace"))
+                for row in fields
+                if b"__key" in row and b"prompt" in row
+            ]
+            if not cursor:
+                return
+            opened = await self._ask(("FT.CURSOR", "READ", self.index, cursor))
 
     async def count(self) -> int:
         """Return the number of entries in the index. One round trip."""
@@ -177,7 +202,7 @@ class VectorStore:
         try:
             await self.line.execute(
                 *("FT.CREATE", self.index, "ON", "HASH"),
-                *("PREFIX", 1, self._keys.entry_prefix(self._space)),
+                *("PREFIX", 1, self._keys.entry_prefix(self.space)),
                 *("NOOFFSETS", "NOHL", "NOFIELDS", "NOFREQS", "STOPWORDS", 0),
                 *("SCHEMA", "scope", "TAG", "CASESENSITIVE"),
                 *("vector", "VECTOR", "HNSW", 12, "TYPE", "FLOAT16", "DIM", self.dimensions),
@@ -204,7 +229,7 @@ class VectorStore:
             "data_type": "FLOAT16",
             "dim": str(self.dimensions),
             "distance_metric": "COSINE",
-            "prefix": self._keys.entry_prefix(self._space),
+            "prefix": self._keys.entry_prefix(self.space),
         }
         wrong = [
             f"{name} {found[name]} instead of {wanted[name]}"

@@ -8,7 +8,19 @@ import typer
 from typer.core import TyperGroup
 
 import llm_cache
-from llm_cache.cli import chat, demo, doctor, explain, failures, stats
+from llm_cache.cli import (
+    chat,
+    demo,
+    doctor,
+    explain,
+    export,
+    failures,
+    import_,
+    inspect,
+    review,
+    stats,
+    warm,
+)
 from llm_cache.cli.screen import complain
 from llm_cache.errors import InvalidRequest
 
@@ -48,6 +60,11 @@ def make_app() -> typer.Typer:
     app.command(epilog=EXIT_CODES)(demo.demo)
     app.command(epilog=EXIT_CODES)(chat.chat)
     app.command(epilog=EXIT_CODES)(explain.explain)
+    app.command(epilog=EXIT_CODES)(inspect.inspect)
+    app.command(epilog=EXIT_CODES)(warm.warm)
+    app.command(epilog=EXIT_CODES)(review.review)
+    app.command(epilog=EXIT_CODES)(export.export)
+    app.command("import", epilog=EXIT_CODES)(import_.import_)
     app.command(epilog=EXIT_CODES)(stats.stats)
     app.command(epilog=doctor.EXIT_CODES)(doctor.doctor)
     return app

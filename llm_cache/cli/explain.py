@@ -34,6 +34,16 @@ from llm_cache.config import redis_url_from_env
 _SHOWN_CHARS = 400
 """Longer texts are cut for the terminal; JSON has the whole."""
 
+Param = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--param",
+        metavar="NAME=JSON",
+        help="A parameter of the request, as temperature=0; may be repeated.",
+        show_default=False,
+    ),
+]
+
 
 def explain(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What would be asked.")],
@@ -43,15 +53,7 @@ def explain(
     system: System = None,
     base_url: BaseUrl = None,
     local: Local = False,
-    param: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--param",
-            metavar="NAME=JSON",
-            help="A parameter of the request, as temperature=0; may be repeated.",
-            show_default=False,
-        ),
-    ] = None,
+    param: Param = None,
     tenant: Tenant = None,
     semantic: Semantic = True,
     threshold: Threshold = None,
@@ -67,7 +69,7 @@ def explain(
     config = models.make_config(
         system=system, namespace=namespace, semantic=semantic, similarity_threshold=threshold
     )
-    params = _params(param or ())
+    params = params_of(param or ())
     refuse_missing_directory(redis_url_from_env() if redis_url is None else redis_url)
     screen = Screen(live=not as_json)
     with screen.busy("looking"):
@@ -87,7 +89,7 @@ async def _explain(
         return await cache.explain(prompt, **{**defaults, **options})
 
 
-def _params(given: Iterable[str]) -> dict[str, Any]:
+def params_of(given: Iterable[str]) -> dict[str, Any]:
     """Return what the model is called with, of texts like `temperature=0`."""
     ours = inspect.signature(LLMCache.chat).parameters
     params = {}
@@ -114,20 +116,20 @@ def _tell(told: Explanation, screen: Screen) -> None:
     screen.fact("scope", told.scope)
     screen.fact("tenant", _named(parts["tenant"]))
     screen.fact("cache_version", _named(parts["cache_version"]))
-    screen.fact("base URL", _shown(parts["base_url"]))
-    screen.fact("model", _shown(parts["model"]))
+    screen.fact("base URL", shown(parts["base_url"]))
+    screen.fact("model", shown(parts["model"]))
     screen.fact("messages", Text("\n").join(map(_message, parts["messages"])))
     for name in ("body", "headers", "query"):
         screen.fact(name, _named(parts[name] and json.dumps(parts[name], ensure_ascii=False)))
     screen.line()
     screen.fact("key", told.key)
-    screen.fact("prompt", _shown(parts["normalized"]))
+    screen.fact("prompt", shown(parts["normalized"]))
     screen.fact("normalization", parts["normalization"])
     screen.line()
     if told.compared is None:
         screen.fact("compared", _dim("nothing: the semantic layer takes no part"))
         return
-    screen.fact("compared", _shown(told.compared))
+    screen.fact("compared", shown(told.compared))
     screen.fact("threshold", f"{told.similarity_threshold:g}")
     if told.neighbours:
         screen.line()
@@ -148,17 +150,17 @@ def _tell_candidates(candidates: Sequence[Neighbour], screen: Screen) -> None:
 def _message(message: Mapping[str, Any]) -> Text:
     """Return a message of the scope; in that of the prompt a number stands for its text."""
     content = message["content"]
-    shown = _shown(content) if isinstance(content, str) else _dim("any prompt")
-    return Text.assemble(f"{message['role']}: ", shown)
+    said = shown(content) if isinstance(content, str) else _dim("any prompt")
+    return Text.assemble(f"{message['role']}: ", said)
 
 
 def _named(value: str | None, *, otherwise: str = "none") -> Text:
-    return _shown(value) if value else _dim(otherwise)
+    return shown(value) if value else _dim(otherwise)
 
 
-def _shown(text: str) -> Text:
+def shown(text: str, *, most_chars: int = _SHOWN_CHARS) -> Text:
     """Return *text*, anybody's, without what a terminal might obey, and not too long."""
-    cut = text if len(text) <= _SHOWN_CHARS else f"{text[: _SHOWN_CHARS - 1]}…"
+    cut = text if len(text) <= most_chars else f"{text[: most_chars - 1]}…"
     return Text("".join([c if c.isprintable() or c == "\n" else "\ufffd" for c in cut]))
 
 

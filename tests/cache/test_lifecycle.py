@@ -209,6 +209,11 @@ async def test_both_protocols_of_redis_are_spoken(upstream, tmp_path, protocol):
         {"redis_timeout_s": float("inf")},
         {"model": ""},
         {"store_prompts": False},
+        {"review_sample_rate": 1.01},
+        {"review_sample_rate": True},
+        {"review_sample_rate": 0.1, "store_prompts": False, "guards": False},
+        {"review_max_items": 0},
+        {"review_ttl_s": 0},
     ],
     ids=str,
 )
@@ -227,6 +232,7 @@ def test_setting_out_of_its_range_is_named(setting):
         {"normalization": "casefold"},
         {"system": None},
         {"system": ""},
+        {"review_sample_rate": 1},
     ],
     ids=str,
 )

@@ -9,7 +9,10 @@ import pytest
 
 import llm_cache
 
-COMMANDS = ("demo", "chat", "explain", "stats", "doctor")
+COMMANDS = (
+    *("demo", "chat", "explain", "inspect", "warm"),
+    *("review", "export", "import", "stats", "doctor"),
+)
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:

@@ -12,6 +12,7 @@ import pytest
 from redis import Redis
 
 from llm_cache import CacheStatus, ChatReply
+from llm_cache._ends import Fresh
 from llm_cache.cli.demo import _Asked, _Rows
 from llm_cache.cli.screen import Screen
 
@@ -155,7 +156,7 @@ def test_rows_fit_the_terminal(capsys, monkeypatch, columns, has_answers):
     reply = ChatReply(
         status=CacheStatus.SEMANTIC,
         key="key",
-        data={"choices": [{"message": {"content": "A long\nanswer. " * 20}}]},
+        source=Fresh({"choices": [{"message": {"content": "A long\nanswer. " * 20}}]}),
         similarity=0.9,
     )
     rows.header()

@@ -1,8 +1,18 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_cache._core.codec import decode_entry, encode_entry
+from llm_cache._core import packing
+from llm_cache._core.codec import (
+    _CHECKED,
+    _checksum,
+    decode_entry,
+    encode_entry,
+    open_sealed,
+    tokens_of,
+)
 from llm_cache._core.types import Entry
 from llm_cache.errors import CorruptEntry
 
@@ -11,10 +21,12 @@ OTHER = "b" * 32
 ENTRY = Entry(
     answer={"choices": [{"message": {"content": "Grüße 🙂"}, "finish_reason": "stop"}]},
     created_s=1_750_000_000.5,
-    stamp="0006",
+    stamp="0006" * 8,
     model="m",
     tenant="t",
+    fresh_until_s=1_750_000_100.5,
     tags=("a", "b"),
+    depends_on=("doc:1",),
     origin=OTHER,
     similarity=0.93,
 )
@@ -29,7 +41,7 @@ def test_repr_shows_no_answer():
 
 
 def test_entry_of_defaults_survives_too():
-    entry = Entry(answer={}, created_s=0, stamp="", model="m")
+    entry = Entry(answer={}, created_s=0, stamp="0" * 32, model="m")
     assert decode_entry(encode_entry(entry, DIGEST), DIGEST) == entry
 
 
@@ -45,28 +57,79 @@ def test_entry_of_another_version_is_a_miss(position):
     assert decode_entry(bytes(blob), DIGEST) is None
 
 
-@pytest.mark.parametrize("size", [0, 1, 21])
+@pytest.mark.parametrize("size", [0, 1, 47])
 def test_bytes_too_few_for_a_header_are_no_entry(size):
-    with pytest.raises(CorruptEntry):
+    with pytest.raises(CorruptEntry, match="too short"):
         decode_entry(encode_entry(ENTRY, DIGEST)[:size], DIGEST)
 
 
-@given(st.integers(min_value=22), st.integers(min_value=1, max_value=255))
-def test_changed_body_is_an_entry_or_an_error_of_ours(position, flip):
+@given(st.integers(min_value=2), st.integers(min_value=1, max_value=255))
+def test_any_changed_byte_behind_the_version_is_noticed(position, flip):
     blob = bytearray(encode_entry(ENTRY, DIGEST))
-    blob[22 + position % (len(blob) - 22)] ^= flip
+    blob[2 + position % (len(blob) - 2)] ^= flip
+    with pytest.raises(CorruptEntry):
+        open_sealed(bytes(blob), DIGEST)
+
+
+@given(st.integers(min_value=0))
+def test_bytes_that_were_cut_are_no_entry(size):
+    blob = encode_entry(ENTRY, DIGEST)
+    with pytest.raises(CorruptEntry):
+        open_sealed(blob[: size % len(blob)], DIGEST)
+
+
+@given(st.binary(max_size=200), st.integers(0, 60), st.sampled_from([0, 1, 2]))
+def test_any_body_with_the_right_checksum_is_an_entry_or_an_error_of_ours(body, head, flags):
+    checked = _CHECKED.pack(1.0, 2.0, bytes(16), 0, 0, head) + body
+    start = bytes((2, flags))
+    blob = start + _checksum(start, checked, DIGEST).to_bytes(4, "little") + checked
     try:
-        entry = decode_entry(bytes(blob), DIGEST)
+        entry = decode_entry(blob, DIGEST)
     except CorruptEntry:
         return
     assert isinstance(entry, Entry)
 
 
-@given(st.binary(max_size=200))
-def test_any_body_is_an_entry_or_an_error_of_ours(body):
-    header = encode_entry(ENTRY, DIGEST)[:22]
-    try:
-        entry = decode_entry(header + body, DIGEST)
-    except CorruptEntry:
-        return
-    assert isinstance(entry, Entry)
+def test_header_tells_what_every_look_up_asks():
+    usage = {"prompt_tokens": 12, "completion_tokens": 34}
+    sealed = open_sealed(encode_entry(replace(ENTRY, answer={"usage": usage}), DIGEST), DIGEST)
+    assert sealed is not None
+    assert (sealed.prompt_tokens, sealed.completion_tokens) == (12, 34)
+    assert (sealed.created_s, sealed.fresh_until_s) == (ENTRY.created_s, ENTRY.fresh_until_s)
+    assert (sealed.stamp, sealed.is_alias) == (ENTRY.stamp, True)
+
+
+@pytest.mark.parametrize("count", [None, -1, 2**32, "many", 1.5, True])
+def test_tokens_that_are_no_count_are_none(count):
+    assert tokens_of({"usage": {"prompt_tokens": count, "completion_tokens": 1}}) == (0, 1)
+
+
+@pytest.mark.parametrize("answer", [None, [], "text", {"usage": 5}, {"usage": {}}])
+def test_answers_without_usage_tell_no_tokens(answer):
+    assert tokens_of(answer) == (0, 0)
+
+
+@pytest.mark.parametrize(("chars", "is_packed"), [(800, False), (4000, True)])
+def test_long_answers_are_packed_and_short_ones_are_not(chars, is_packed):
+    entry = replace(ENTRY, answer={"text": "Some words of text. " * (chars // 20)})
+    blob = encode_entry(entry, DIGEST)
+    assert (len(blob) < chars) == is_packed
+    assert decode_entry(blob, DIGEST) == entry
+
+
+def test_what_is_not_compressed_stays_plain():
+    entry = replace(ENTRY, answer={"text": "x" * 4000})
+    assert len(encode_entry(entry, DIGEST, compress=False)) > 4000
+
+
+def test_without_zstandard_packed_entries_are_those_of_other_workers(monkeypatch):
+    blob = encode_entry(replace(ENTRY, answer={"text": "x" * 4000}), DIGEST)
+    monkeypatch.setattr(packing, "_zstd", lambda: None)
+    assert open_sealed(blob, DIGEST) is None
+    assert decode_entry(encode_entry(ENTRY, DIGEST), DIGEST) == ENTRY
+
+
+@given(st.binary(max_size=60))
+def test_damaged_packing_is_an_error(body):
+    with pytest.raises(ValueError, match="packed"):
+        packing.unpack(packing.ZSTD, body)

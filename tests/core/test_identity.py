@@ -5,6 +5,7 @@ The named tests are failures that other caches have shipped.
 
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from llm_cache import CacheConfig
-from llm_cache._call import plan_chat
 from llm_cache._core.canonical import encode
+from llm_cache._plan import Planner, plan_chat
+from llm_cache.errors import InvalidRequest
 
 text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
 words = text.filter(lambda value: value.strip() != "")
@@ -33,6 +35,15 @@ params = st.dictionaries(
 )
 
 
+@dataclass(frozen=True)
+class Service:
+    """A model's service, as far as a key has to do with it."""
+
+    base_url: str
+    defaults: dict[str, Any] = field(default_factory=dict, hash=False)
+    timeout: None = None
+
+
 @st.composite
 def requests(draw: Any) -> dict[str, Any]:
     return {
@@ -47,14 +58,13 @@ def names(request: dict[str, Any], **options: Any) -> tuple[str, str]:
     given = deepcopy(request)
     call, _ = plan_chat(
         given.pop("messages"),
+        Service(options.pop("base_url", "http://u/")),
         config=CacheConfig(**{"normalization": "verbatim", **options.pop("config", {})}),
-        base_url=options.pop("base_url", "http://u/"),
-        defaults={},
         model=given.pop("model"),
         params=given,
         **options,
     )
-    return call.digest, call.scope
+    return call.digest, call.terms.scope.name
 
 
 def same(a: Any, b: Any) -> bool:
@@ -204,9 +214,10 @@ def test_surroundings_are_part_of_both(change):
 
 def test_system_prompt_is_part_of_the_scope():
     plan: Callable[..., Any] = plan_chat
-    common = {"config": CacheConfig(), "base_url": "u", "defaults": {}, "params": {}}
-    calls = [plan("Hi", system=system, **common)[0] for system in ("Be brief.", "Be long.", None)]
-    assert len({call.scope for call in calls}) == 3
+    common = {"config": CacheConfig(), "params": {}}
+    systems = ("Be brief.", "Be long.", None)
+    calls = [plan("Hi", Service("u"), system=system, **common)[0] for system in systems]
+    assert len({call.terms.scope.name for call in calls}) == 3
 
 
 def test_two_tool_calls_of_one_id_are_refused():
@@ -214,3 +225,72 @@ def test_two_tool_calls_of_one_id_are_refused():
     turn = {"role": "assistant", "content": None, "tool_calls": [call, call]}
     with pytest.raises(ValueError, match="same id"):
         names(with_(messages=[turn, {"role": "user", "content": "Hi"}]))
+
+
+scalars = st.none() | st.booleans() | numbers | text
+plain_params = st.dictionaries(st.sampled_from(["user", "stop", "top_k", "x"]), scalars)
+options = st.fixed_dictionaries(
+    {
+        "model": st.sampled_from(["m", "n"]),
+        "system": st.none() | words,
+        "tenant": st.none() | text,
+        "tags": st.just(()) | st.tuples(text),
+        "ttl_s": st.sampled_from([None, 1, 1.0, 60]),
+    }
+)
+
+
+@given(st.lists(st.tuples(words, options, plain_params), min_size=1, max_size=8))
+def test_what_is_remembered_of_earlier_calls_changes_nothing(calls):
+    planner, config, service = Planner(CacheConfig()), CacheConfig(), Service("u")
+    for prompt, given_options, given_params in [*calls, *calls]:
+        call, request_of = planner.chat(prompt, service, dict(given_options), dict(given_params))
+        plan: Callable[..., Any] = plan_chat
+        slow, request = plan(prompt, service, config=config, params=given_params, **given_options)
+        assert (call.digest, call.text) == (slow.digest, slow.text)
+        assert call.terms.scope.name == slow.terms.scope.name
+        assert replace(call.terms, scope=slow.terms.scope) == slow.terms
+        assert request_of() == request
+
+
+@pytest.mark.parametrize(
+    ("prompt", "changes"),
+    [
+        ("", {}),
+        (" \n", {}),
+        ("x" * 51, {}),
+        ("\ud800", {}),
+        ("Hi", {"ttl_s": True}),
+        ("Hi", {"tags": ("",)}),
+        ("Hi", {"tenant": ""}),
+    ],
+)
+def test_what_is_refused_is_refused_after_a_call_of_its_like(prompt, changes):
+    planner, service = Planner(CacheConfig(max_prompt_chars=50, system=None)), Service("u")
+    planner.chat("Hello", service, {"ttl_s": 1, "tags": (), "tenant": None}, {})
+    options = {"ttl_s": 1, "tags": (), "tenant": None, **changes}
+    with pytest.raises(InvalidRequest):
+        planner.chat(prompt, service, options, {})
+
+
+@pytest.mark.parametrize("value", [1, True])
+def test_equal_values_of_two_kinds_are_kept_apart(value):
+    planner, service = Planner(CacheConfig()), Service("u")
+    digests = [planner.chat("Hi", service, {}, {"x": x})[0].digest for x in (1, True, value)]
+    assert digests[0] != digests[1]
+    assert digests[2] == digests[value is True]
+
+
+def test_messages_of_one_call_are_not_those_of_the_next():
+    planner, service = Planner(CacheConfig()), Service("u")
+    first, second = (planner.chat("Hi", service, {}, {})[1]() for _ in range(2))
+    first.messages[0]["content"] = "changed"
+    assert second.messages[0]["content"] != "changed"
+    assert planner.chat("Hi", service, {}, {})[1]() == second
+
+
+def test_only_so_many_kinds_of_calls_are_remembered():
+    planner, service = Planner(CacheConfig()), Service("u")
+    for i in range(3_000):
+        planner.chat("Hi", service, {"tenant": str(i)}, {})
+    assert len(planner._known) == 1024

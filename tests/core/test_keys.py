@@ -6,27 +6,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_cache._core.keys import Keys, _text, answer_digest, fingerprint, identify, narrow
+from llm_cache._core.keys import Keys, Scope, _text, answer_digest, fingerprint, narrow
 from llm_cache._core.normalize import normalize
 
 
 def names(prompt: str = "Hi", *, tenant: str | None = None, version: str = "") -> tuple[str, str]:
     request = normalize(prompt, model="m", system=None, params={}, base_url="u")
-    return identify(
-        request.frame,
-        request.normalized,
-        tenant=tenant,
-        cache_version=version,
-        normalization="whitespace",
-    )
+    scope = Scope(request.frame, tenant=tenant, cache_version=version, normalization="whitespace")
+    return scope.digest(request.normalized), scope.name
 
 
-def test_digests_are_160_bits_of_base32():
-    assert all(re.fullmatch("[a-z2-7]{32}", name) for name in names())
+def test_scopes_are_160_bits_of_base32():
+    assert re.fullmatch("[a-z2-7]{32}", names()[1])
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
+def test_digests_are_168_bits_of_base64url(text):
+    digest = Scope(b"", tenant=None, cache_version="", normalization="verbatim").digest(text)
+    assert re.fullmatch("[A-Za-z0-9_-]{28}", digest)
+    assert len(base64.urlsafe_b64decode(digest)) == 21
 
 
 @given(st.binary(min_size=32, max_size=32))
-def test_digests_are_written_as_the_standard_has_it(digest):
+def test_scopes_are_written_as_the_standard_has_it(digest):
     assert _text(digest) == base64.b32encode(digest[:20]).decode().lower()
 
 

@@ -1,0 +1,275 @@
+"""Invalidation, and what people say of answers: who is meant, and how it takes effect.
+
+Most kinds write one line into the purge table, whatever they reach: readers see it with their next
+look-up, and what is dead is removed in the background. A single answer, and those that a pattern
+finds, are removed at once, and named in the table so that a store under way brings none back.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import translate
+from typing import Any
+
+from llm_cache._call import Unset
+from llm_cache._core import keys as identity
+from llm_cache._core.keys import Keys
+from llm_cache._core.policy import Purges
+from llm_cache._core.targets import ANYONE, Anyone, Kind, target
+from llm_cache._redis.answers import Answers
+from llm_cache._redis.epoch import Epochs
+from llm_cache._redis.sweep import Sweeper
+from llm_cache._semantic import SemanticLayer
+from llm_cache.config import CacheConfig, is_number
+from llm_cache.errors import ConfigurationError, InvalidRequest, PartialInvalidation
+
+_LAST = "f" * 32
+"""Later than any token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Invalidation:
+    """What an invalidation did, or with `dry_run` would do."""
+
+    reached: int | None
+    """How many answers; `None` where it took effect without being counted."""
+    complete: bool = True
+    """Whether everything that was meant has been reached."""
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which answers are meant: those of one kind and value, of one tenant or of all."""
+
+    kind: Kind
+    value: str = ""
+    tenant_id: str | Anyone | None = ANYONE
+    before_s: float | None = None
+    """Of the kind `AGE`: the Unix time before which answers were stored."""
+
+    @property
+    def target(self) -> str:
+        """The line of the purge table."""
+        return target(self.kind, self.value, tenant_id=self.tenant_id)
+
+    def as_if(self) -> Purges:
+        """Return a purge table in which nothing but this was purged, later than anything."""
+        token = _LAST if self.before_s is None else repr(self.before_s)
+        return Purges(epoch=_LAST, born="", tokens={self.target: token})
+
+
+_BY_NAME = {
+    "key": Kind.KEY,
+    "pattern": Kind.PATTERN,
+    "tag": Kind.TAG,
+    "dependency": Kind.SOURCE,
+    "model": Kind.MODEL,
+    "system": Kind.PROMPT,
+    "shared_scope": Kind.SHARED,
+}
+
+
+def select(
+    named: Mapping[str, str | None],
+    *,
+    older_than_s: float | None,
+    tenant_id: str | Anyone | None,
+    now_s: float,
+) -> Selection | None:
+    """Return what these arguments of `invalidate` mean; `None` for all of everybody's.
+
+    A key and a pattern are of the kinds `KEY` and `PATTERN`, as they were given.
+
+    Raises:
+        InvalidRequest: an argument cannot work, or more than one says what is meant.
+    """
+    given = [name for name, value in named.items() if value is not None]
+    if len(given) + (older_than_s is not None) > 1:
+        others = [*given, "older_than_s"] if older_than_s is not None else given
+        raise InvalidRequest(f"one thing at a time is invalidated; got {', '.join(others)}")
+    if older_than_s is not None:
+        if not is_number(older_than_s) or not 0 <= older_than_s <= now_s:
+            raise InvalidRequest(f"older_than_s must be seconds from 0 up; got {older_than_s!r}")
+        return Selection(Kind.AGE, tenant_id=tenant_id, before_s=now_s - older_than_s)
+    if not given:
+        return None if isinstance(tenant_id, Anyone) else Selection(Kind.ALL, tenant_id=tenant_id)
+    (name,) = given
+    value = check_name(named[name], name)
+    kind = _BY_NAME[name]
+    if kind is Kind.PROMPT:
+        value = identity.prompt_version(value)
+    return Selection(kind, value, tenant_id)
+
+
+def tenant_of(tenant: str | Unset | None, config: CacheConfig) -> str | Anyone | None:
+    """Return what stands for *tenant* in Redis; not given, it stands for all of them.
+
+    Raises:
+        InvalidRequest: it is not text, empty, or has to be given and is not.
+    """
+    if isinstance(tenant, Unset):
+        if config.require_tenant:
+            raise InvalidRequest(
+                "require_tenant=True: name the tenant= whose answers are meant; what is to reach"
+                " all of them is done by a cache without require_tenant, or by clear()"
+            )
+        return ANYONE
+    if tenant is not None:
+        check_name(tenant, "tenant")
+    return identity.tenant_id(tenant, config.tenant_secret)
+
+
+def check_name(value: object, name: str) -> str:
+    """Return *value*, which names something.
+
+    Raises:
+        InvalidRequest: *value* is not text, empty, or not Unicode.
+    """
+    if not isinstance(value, str) or not value or re.search("[\ud800-\udfff]", value):
+        raise InvalidRequest(f"{name} must be text that is not empty")
+    return value
+
+
+class Invalidator:
+    """Invalidates within one namespace."""
+
+    def __init__(
+        self,
+        keys: Keys,
+        config: CacheConfig,
+        *,
+        epochs: Epochs,
+        answers: Answers,
+        semantic: SemanticLayer,
+        sweeper: Sweeper,
+    ) -> None:
+        self._keys = keys
+        self._epochs = epochs
+        self._answers = answers
+        self._semantic = semantic
+        self._sweeper = sweeper
+        self._config = config
+
+    async def by_target(self, selection: Selection, *, dry_run: bool) -> Invalidation:
+        """Invalidate what is selected. Two round trips; *dry_run* counts, which reads it all."""
+        if dry_run:
+            as_if = selection.as_if()
+            count = await self._sweeper.count(lambda s: not as_if.allow(s.entry, s.digest))
+            return Invalidation(count, dry_run=True)
+        await self._epochs.purge([selection.target], before_s=selection.before_s)
+        if self._config.sweep:
+            self._sweeper.start()
+        return Invalidation(None)
+
+    async def by_key(
+        self, key: str, *, tenant_id: str | Anyone | None, dry_run: bool
+    ) -> Invalidation:
+        """Invalidate one answer, and what was made from it. Four round trips.
+
+        Raises:
+            InvalidRequest: *key* is not the key of an answer in this namespace.
+        """
+        digest = self._digest(key)
+        entry = await self._answers.entry(digest)
+        if entry is not None and tenant_id not in (ANYONE, entry.tenant):
+            # What belongs to another tenant is not there, for this one.
+            return Invalidation(0, dry_run=dry_run)
+        if not dry_run:
+            await self._epochs.purge([target(Kind.KEY, digest), target(Kind.SOURCE, key)])
+            await self._answers.remove([digest], self._semantic.spaces)
+        return Invalidation(int(entry is not None), dry_run=dry_run)
+
+    def _digest(self, key: object) -> str:
+        digest = self._keys.digest(check_name(key, "the key"))
+        if digest is None:
+            raise InvalidRequest(
+                f"the key must be one of an answer in the namespace {self._keys.namespace!r}, as"
+                " reply.key has it"
+            )
+        return digest
+
+    async def by_pattern(
+        self,
+        pattern: str,
+        *,
+        tenant_id: str | Anyone | None,
+        dry_run: bool,
+        limit: int | None,
+        allow_partial: bool,
+    ) -> Invalidation:
+        """Invalidate the answers to prompts that match. Reads every prompt in the index.
+
+        Raises:
+            InvalidRequest: the pattern matches everything, or nothing.
+            ConfigurationError: there are no prompts to look at.
+            PartialInvalidation: there are answers whose prompts are not in the index.
+        """
+        matches = _compiled(pattern)
+        if limit is not None and limit < 1:
+            raise InvalidRequest(f"limit must be a whole number above 0; got {limit!r}")
+        if not (self._config.semantic and self._config.store_prompts):
+            raise ConfigurationError(
+                "pattern= looks at the prompts in the index, and this cache keeps none there"
+                " (semantic=False or store_prompts=False): invalidate by tag= instead"
+            )
+        is_complete = not await self._answers.has_unindexed()
+        if not is_complete and not allow_partial:
+            raise PartialInvalidation(
+                "there may be answers whose prompts are not in the index (stored with"
+                " semantic=False, or for a request that does not end with a user's text):"
+                " pass allow_partial=True to invalidate the others, or use tag="
+            )
+        reached = 0
+        async for digests in self._matching(matches, tenant_id):
+            some = digests if limit is None else digests[: limit - reached]
+            is_complete = is_complete and len(some) == len(digests)
+            reached += len(some)
+            if some and not dry_run:
+                await self._epochs.purge(target(Kind.KEY, digest) for digest in some)
+                await self._answers.remove(some, self._semantic.spaces)
+            if limit is not None and reached >= limit:
+                break
+        return Invalidation(reached, is_complete, dry_run)
+
+    async def _matching(
+        self, matches: Callable[[str], Any], tenant_id: str | Anyone | None
+    ) -> AsyncIterator[list[str]]:
+        """Yield the digests of answers to prompts that match, in batches."""
+        async for rows in self._semantic.vectors.prompts():
+            digests = [digest for digest, prompt in rows if matches(prompt)]
+            if digests and not isinstance(tenant_id, Anyone):
+                entries = await self._answers.entries(digests)
+                pairs = zip(digests, entries, strict=True)
+                digests = [d for d, entry in pairs if entry and entry.tenant == tenant_id]
+            yield digests
+
+    async def reject(self, key: str, requests: Sequence[str] = ()) -> Invalidation:
+        """Remove an answer with all that led to it, and serve it to none of those again.
+
+        Six round trips. *requests* are digests that it was served to besides. Raises as `by_key`
+        does.
+        """
+        digest = self._digest(key)
+        entry = await self._answers.entry(digest)
+        if entry is not None and entry.origin is not None:
+            # Named by one of the requests it was served to.
+            requests = [*requests, digest]
+            digest, key = entry.origin, self._keys.answer(entry.origin)
+        served = {*requests, *await self._answers.aliases(digest)} - {digest}
+        await self._answers.reject(digest, sorted(served))
+        return await self.by_key(key, tenant_id=ANYONE, dry_run=False)
+
+    async def approve(self, key: str, request: str) -> bool:
+        """Serve the answer under *key* to *request*; return whether it is there."""
+        digest = self._digest(key)
+        await self._answers.pardon(digest, request)
+        return request == digest or await self._answers.copy(digest, request)
+
+
+def _compiled(pattern: str) -> Callable[[str], Any]:
+    if not pattern.strip("*? \t\n"):
+        raise InvalidRequest(f"pattern={pattern!r} matches every prompt: that is clear()")
+    return re.compile(translate(pattern), re.IGNORECASE | re.DOTALL).match

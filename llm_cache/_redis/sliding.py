@@ -1,0 +1,79 @@
+"""Lifetimes that slide: an answer that was hit expires later. Told to Redis in batches."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+
+from llm_cache._core.keys import Keys
+from llm_cache._redis.connection import Connection
+from llm_cache.errors import StoreError
+
+_PAUSE_S = 0.5
+_AT_ONCE = 500
+
+
+class Sliding:
+    """Prolongs what was hit. A hit that Redis is not told of costs an answer some of its life.
+
+    Args:
+        spaces: The vector spaces whose entries lead to the answers.
+        failed: Told where Redis did not take it.
+        clock: Tells the Unix time in seconds.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        keys: Keys,
+        *,
+        spaces: Callable[[], Sequence[str]],
+        failed: Callable[[StoreError], object] = lambda _: None,
+        clock: Callable[[], float] = time.time,
+        pause_s: float = _PAUSE_S,
+    ) -> None:
+        self._connection = connection
+        self._keys = keys
+        self._spaces = spaces
+        self._failed = failed
+        self._clock = clock
+        self._pause_s = pause_s
+        self._until_ms: dict[str, int] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def prolong(self, digest: str, end_s: float, *, ttl_s: float) -> None:
+        """Let the answer *digest* live for *ttl_s* from now on, but not beyond *end_s*."""
+        self._until_ms[digest] = round(1000 * min(self._clock() + ttl_s, end_s))
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._tell_later(), name="llm_cache.sliding")
+
+    async def aclose(self) -> None:
+        """Tell Redis what is left."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._tell()
+
+    async def _tell_later(self) -> None:
+        while self._until_ms:
+            await asyncio.sleep(self._pause_s)
+            await self._tell()
+
+    async def _tell(self) -> None:
+        while self._until_ms:
+            some = [self._until_ms.popitem() for _ in range(min(_AT_ONCE, len(self._until_ms)))]
+            pipeline = self._connection.client.pipeline(transaction=False)
+            for digest, until_ms in some:
+                for key in self._keys_of(digest):
+                    # Never earlier: another worker may have said later.
+                    pipeline.pexpireat(key, until_ms, gt=True)
+            try:
+                await self._connection.run(pipeline.execute())
+            except StoreError as error:
+                self._failed(error)
+                return
+
+    def _keys_of(self, digest: str) -> list[str]:
+        entries = [self._keys.entry(space, digest) for space in self._spaces()]
+        return [self._keys.answer(digest), self._keys.refs(digest), *entries]
