@@ -17,6 +17,7 @@ from benchmarks.micro import (
     lag,
     memory,
     peers,
+    plans,
     recall,
     semantic,
     store,
@@ -39,7 +40,7 @@ REGISTRY: dict[str, Micro] = {
     module.BENCHMARK.name: module.BENCHMARK
     for module in (
         *(exact, concurrent, semantic, store, memory, imports, recall, stream, lag),
-        *(peers, variants, growth),
+        *(peers, plans, variants, growth),
     )
 }
 

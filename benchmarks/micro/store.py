@@ -98,7 +98,7 @@ async def _written(cache: LLMCache, client: redis.Redis, key: str) -> tuple[Any,
     """Return what the product wrote for one answer: its key and bytes, its entry's and fields."""
     store: VectorStore = cache._semantic.vectors
     digest = key[key.index("{") + 1 : key.index("}")]
-    entry = store._keys.entry(store._space, digest)
+    entry = store._keys.entry(store.space, digest)
     blob, fields = await client.get(key), await client.hgetall(entry)
     assert blob is not None  # noqa: S101 - it was stored a moment ago
     assert fields  # noqa: S101
