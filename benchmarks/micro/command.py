@@ -1,4 +1,4 @@
-"""`python -m benchmarks micro`: run micro benchmarks by name, print and keep what they measured."""
+"""`python -m benchmarks micro`: run micro benchmarks by name, print and keep the results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.micro import growth, imports, memory, peers, semantic, store, variants
+from benchmarks.micro import (
+    concurrent,
+    exact,
+    growth,
+    imports,
+    lag,
+    memory,
+    peers,
+    plans,
+    recall,
+    semantic,
+    store,
+    stream,
+    variants,
+)
 from benchmarks.micro.settings import (
     Micro,
     MissingData,
@@ -24,7 +38,10 @@ from llm_cache import CacheConfig, LLMCache, LocalEmbedder
 
 REGISTRY: dict[str, Micro] = {
     module.BENCHMARK.name: module.BENCHMARK
-    for module in (semantic, store, memory, imports, peers, variants, growth)
+    for module in (
+        *(exact, concurrent, semantic, store, memory, imports, recall, stream, lag),
+        *(peers, plans, variants, growth),
+    )
 }
 
 
@@ -38,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--deadline-s", type=float, default=defaults.deadline_s)
     parser.add_argument("--quick", action="store_true", help="small sizes")
+    parser.add_argument("--uvloop", action="store_true", help="on uvloop, if it is installed")
     parser.add_argument("--write", type=Path, metavar="DIR", help="keep results as DIR/NAME.json")
 
 
@@ -45,9 +63,8 @@ def main(arguments: argparse.Namespace) -> int:
     """Run what was asked for; return the exit status."""
     unknown = set(arguments.names) - set(REGISTRY)
     if unknown:
-        print(
-            f"no such micro benchmark: {', '.join(sorted(unknown))}; there are {', '.join(REGISTRY)}"
-        )
+        print(f"no such micro benchmark: {', '.join(sorted(unknown))}")
+        print(f"there are {', '.join(REGISTRY)}")
         return 2
     names = arguments.names or [name for name, micro in REGISTRY.items() if not micro.is_long]
     settings = Settings(
@@ -58,11 +75,15 @@ def main(arguments: argparse.Namespace) -> int:
         quick=arguments.quick,
         deadline_s=arguments.deadline_s,
     )
-    asyncio.run(_run(names, settings, arguments.write))
-    return 0
+    work = _run(names, settings, arguments.write)
+    if not arguments.uvloop:
+        return asyncio.run(work)
+    import uvloop
+
+    return uvloop.run(work)
 
 
-async def _run(names: Sequence[str], settings: Settings, folder: Path | None) -> None:
+async def _run(names: Sequence[str], settings: Settings, folder: Path | None) -> int:
     print(f"Python {platform.python_version()} on {platform.system()}, {settings.url}")
     server = await _server(settings.url)
     for name in names:
@@ -80,6 +101,7 @@ async def _run(names: Sequence[str], settings: Settings, folder: Path | None) ->
             continue
         keep(rows)
         print(table(micro.columns, rows), flush=True)
+    return 0
 
 
 async def _server(url: str) -> Row:

@@ -6,8 +6,8 @@ them):
 * `constant`: ever more scopes of 10,000 entries. The near neighbours of a prompt stay as many.
 * `density`: one scope. The near neighbours of a prompt grow in proportion to the entries.
 
-What is asked are held-out texts, sorted by the similarity of their true nearest neighbour, which is
-computed by brute force over the stored FLOAT16 vectors: hits (at the threshold or above), near
+What is asked are held-out texts, sorted by the similarity of their true nearest neighbour, which
+is computed by brute force over the stored FLOAT16 vectors: hits (at the threshold or above), near
 misses, far misses (below 0.6). A bare `PING` is timed beside every look-up: it tells what of the
 ninety-ninth percentile is the machine's.
 """
@@ -241,7 +241,7 @@ async def _by_ef(cache: LLMCache, bare: redis.Redis, asked: Sequence[_Asked]) ->
             query = re.sub("EF_RUNTIME [0-9]+", f"EF_RUNTIME {ef}", command[2])
             reply = await bare.execute_command(*command[:2], query, *command[3:])
             rows_found = [row[b"extra_attributes"] for row in reply[b"results"]]
-            # A row of another scope is at a cosine of a quarter, far below any that is counted here.
+            # A row of another scope is at a cosine of a quarter, far below what is counted here.
             nearest = [1 - float(row[b"distance"]) for row in rows_found]
             found += max(nearest, default=-1) >= one.best - _TIE
         search = (await bare.info("commandstats"))["cmdstat_FT.SEARCH"]

@@ -1,7 +1,7 @@
 """What `import llm_cache` costs, beside `import numpy, redis.asyncio`, which it cannot do without.
 
-Fresh interpreters in turn; the time is that of the import statement alone, inside them. The modules
-are those that must not be there yet, and are.
+Fresh interpreters in turn; the time is that of the import statement alone, inside them. The
+modules are those that must not be there yet, and are.
 """
 
 from __future__ import annotations

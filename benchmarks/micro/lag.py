@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from benchmarks.micro.settings import Micro, Row, Settings
 from llm_cache import CacheConfig, LLMCache, LocalEmbedder
 
 _TICK_S = 0.001
@@ -53,6 +54,11 @@ async def measure(url: str, *, callers: int = 100, seconds: float = 5.0) -> Lag:
         )
 
 
+async def run(settings: Settings) -> list[Row]:
+    """Measure it."""
+    return [asdict(await measure(settings.url, seconds=1.0 if settings.quick else 5.0))]
+
+
 async def _watch(ends_at: float) -> list[float]:
     late = []
     while time.perf_counter() < ends_at:
@@ -60,3 +66,16 @@ async def _watch(ends_at: float) -> list[float]:
         await asyncio.sleep(_TICK_S)
         late.append(time.perf_counter() - start - _TICK_S)
     return late
+
+
+BENCHMARK = Micro(
+    name="lag",
+    run=run,
+    about=__doc__,
+    columns={
+        "lag p50 ms": "p50_ms:.2f",
+        "p99": "p99_ms:.2f",
+        "worst": "worst_ms:.1f",
+        "look-ups/s": "lookups_per_s:.0f",
+    },
+)

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from redis import asyncio as redis
+from redis import asyncio as redis  # noqa: TC002 - one import reads better than two places
 
 from llm_cache import LLMCache
 
@@ -58,14 +58,14 @@ class _Together:
 async def fast(cache: LLMCache) -> AsyncIterator[None]:
     """Within it, what is stored through *cache* at the same time travels together."""
     await cache.open()
-    connection = cache._connection  # noqa: SLF001 - the client has no public door
-    client = connection._client  # noqa: SLF001
+    connection = cache._connection
+    client = connection._client
     assert client is not None  # noqa: S101 - opened above
-    connection._client = _Together(client)  # type: ignore[assignment]  # noqa: SLF001
+    connection._client = _Together(client)  # type: ignore[assignment]
     try:
         yield
     finally:
-        connection._client = client  # noqa: SLF001
+        connection._client = client
 
 
 async def each(jobs: Iterable[Callable[[], Awaitable[object]]], *, at_once: int = 256) -> None:

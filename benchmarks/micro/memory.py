@@ -3,8 +3,8 @@
 20,000 entries through `store_semantic` with the default configuration: a prompt of 60 bytes, an
 answer of natural text, a vector (real ones; above 384 dimensions under a random orthogonal map).
 Everything that a stored answer leaves in Redis counts: answer, entry, index, key names, expiries.
-The bound is 1.15 x twice the vector (hash and index each hold it) + 2,300 bytes, for answers of 500
-bytes.
+The bound is 1.15 x twice the vector (hash and index each hold it) + 2,300 bytes, for answers of
+500 bytes.
 """
 
 from __future__ import annotations

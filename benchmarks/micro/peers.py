@@ -1,12 +1,12 @@
 """Peers on the same work and the same Redis over TCP, each as its own users call it.
 
-Exact: 2,000 answers of 500 bytes; hits one at a time, and by 100 callers at once. Semantic: 10,000
-entries at 384 dimensions (real vectors) in one scope; look-ups with the vector given, one at a time,
-half of them hits. Ours and the peer are timed in turn, a block each, so that whatever else the
-machine does hits both; what a peer's row compares with is what ours took beside it.
+Exact: 2,000 answers of 500 bytes; hits one at a time, and by 100 callers at once. Semantic:
+10,000 entries at 384 dimensions (real vectors) in one scope; look-ups with the vector given, one
+at a time, half of them hits. Ours and the peer are timed in turn, a block each, so that whatever
+else the machine does hits both; what a peer's row compares with is what ours took beside it.
 
 Ours is `chat()` for exact hits (hashing, epoch and decoding included) and
-`lookup_semantic(vector=…)` with its answer, default guards included.
+`lookup_semantic(vector=…)` with its answer; no peer has guards, so ours is compared without.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -31,6 +31,10 @@ from llm_cache.testing import ScriptedUpstream
 _BLOCKS = 5
 _CALLERS = 100
 _DIMENSIONS = 384
+
+
+_Caches = tuple[LLMCache, LLMCache]
+"""With guards, and without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +59,13 @@ async def run(settings: Settings) -> list[Row]:
             url, client=upstream.client(), embedder=GivenVectors(_DIMENSIONS), config=config
         ) as cache:
             await _store(cache, work)
-            for peer in PEERS.values():
-                rows += await _beside(settings, peer, cache, work, url)
-                settings.keep(rows)
+            plain = LLMCache(
+                url, embedder=GivenVectors(_DIMENSIONS), config=replace(config, guards=False)
+            )
+            async with plain:
+                for peer in PEERS.values():
+                    rows += await _beside(settings, peer, (cache, plain), work, url)
+                    settings.keep(rows)
     return rows
 
 
@@ -98,7 +106,7 @@ async def _store(cache: LLMCache, work: _Work) -> None:
 
 
 async def _beside(
-    settings: Settings, peer: Peer, cache: LLMCache, work: _Work, url: str
+    settings: Settings, peer: Peer, caches: _Caches, work: _Work, url: str
 ) -> list[Row]:
     about: Row = {"peer": peer.name, "versions": " ".join(peer.requirements), "how": peer.about}
     rows: list[Row] = []
@@ -113,7 +121,7 @@ async def _beside(
         ) as driver:
             for measure in (_exact, _semantic):
                 try:
-                    rows += [{**about, **row} for row in await measure(cache, driver, work)]
+                    rows += [{**about, **row} for row in await measure(caches, driver, work)]
                 except PeerUnavailable as error:
                     if "Unsupported" not in str(error):
                         rows.append({**about, "what": "failed", "why": str(error)})
@@ -122,7 +130,8 @@ async def _beside(
     return rows
 
 
-async def _exact(cache: LLMCache, peer: RunningPeer, work: _Work) -> list[Row]:
+async def _exact(caches: _Caches, peer: RunningPeer, work: _Work) -> list[Row]:
+    cache, _ = caches
     pairs = [list(pair) for pair in zip(work.keys, work.values, strict=True)]
     await peer.call("exact_set", items=pairs, callers=10)
 
@@ -143,19 +152,21 @@ async def _exact(cache: LLMCache, peer: RunningPeer, work: _Work) -> list[Row]:
     return rows
 
 
-async def _semantic(cache: LLMCache, peer: RunningPeer, work: _Work) -> list[Row]:
+async def _semantic(caches: _Caches, peer: RunningPeer, work: _Work) -> list[Row]:
+    guarded, plain = caches
     stored = zip(work.prompts, work.vectors.tolist(), work.answers, strict=True)
     await peer.call("semantic_store", items=[list(item) for item in stored], callers=10)
     asked = [[text, vector.tolist()] for text, vector in work.asked]
     found = [False] * len(asked)
 
-    async def ours(i: int) -> None:
+    async def ours(cache: LLMCache, i: int) -> None:
         text, vector = asked[i]
         found[i] = await cache.lookup_semantic(text, vector=vector) is not None
 
-    mine, theirs = [], []
+    mine, with_guards, theirs = [], [], []
     for _ in range(_BLOCKS):
-        mine.append(await _block(ours, len(asked), 1))
+        with_guards.append(await _block(partial(ours, guarded), len(asked), 1))
+        mine.append(await _block(partial(ours, plain), len(asked), 1))
         answer = await peer.call("semantic_check", items=asked, callers=1)
         theirs.append((answer["total_s"], answer["times_us"]))
     return [
@@ -164,6 +175,7 @@ async def _semantic(cache: LLMCache, peer: RunningPeer, work: _Work) -> list[Row
             "entries": len(work.prompts),
             "hits": sum(found),
             "peer_hits": sum(text is not None for text in answer["found"]),
+            "guarded_us": _median_us(with_guards),
             **_compare(mine, theirs, len(asked), 1),
         }
     ]
@@ -193,21 +205,23 @@ def _compare(
     count: int,
     callers: int,
 ) -> Row:
-    ours_us, peer_us = (
-        float(np.median([t for _, times in blocks for t in times])) for blocks in (mine, theirs)
-    )
+    ours_us, peer_us = _median_us(mine), _median_us(theirs)
     ours_per_s, peer_per_s = (
         float(np.median([count / total_s for total_s, _ in blocks])) for blocks in (mine, theirs)
     )
     return {
         "callers": callers,
-        "ours_us": round(ours_us, 1),
-        "peer_us": round(peer_us, 1),
+        "ours_us": ours_us,
+        "peer_us": peer_us,
         "ours_per_s": round(ours_per_s),
         "peer_per_s": round(peer_per_s),
         # One at a time, latency is what counts; together, throughput.
         "faster": peer_us / ours_us if callers == 1 else ours_per_s / peer_per_s,
     }
+
+
+def _median_us(blocks: Sequence[tuple[float, list[float]]]) -> float:
+    return round(float(np.median([t for _, times in blocks for t in times])), 1)
 
 
 BENCHMARK = Micro(
@@ -221,6 +235,7 @@ BENCHMARK = Micro(
         "": "what",
         "callers": "callers:,",
         "ours p50 µs": "ours_us:.0f",
+        "with guards": "guarded_us:.0f",
         "peer p50 µs": "peer_us:.0f",
         "ours/s": "ours_per_s:,",
         "peer/s": "peer_per_s:,",

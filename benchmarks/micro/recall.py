@@ -14,7 +14,7 @@ import itertools
 import json
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.micro.settings import Micro, Row, Settings
 from llm_cache import CacheConfig, LLMCache, LocalEmbedder
 
 Vectors = npt.NDArray[np.float32]
@@ -60,6 +61,15 @@ class _Layout:
     kept: Vectors
     asked: Sequence[str]
     sought: Vectors
+
+
+async def run(settings: Settings) -> list[Row]:
+    """Measure both layouts."""
+    results = [
+        await one_scope(settings.url, settings.folder()),
+        await shared_prompts(settings.url, scopes=50 if settings.quick else 1_000),
+    ]
+    return [{**asdict(result), "recall": result.recall} for result in results]
 
 
 async def one_scope(url: str, data: Path, *, entries: int = 5_500, queries: int = 1_000) -> Recall:
@@ -166,3 +176,18 @@ def _faq_groups() -> list[list[str]]:
         row = json.loads(line)
         groups.setdefault(row["group"], []).append(row["text"])
     return list(groups.values())
+
+
+BENCHMARK = Micro(
+    name="recall",
+    run=run,
+    about=__doc__,
+    columns={
+        "layout": "layout",
+        "entries": "entries:,",
+        "queries": "queries:,",
+        "recall": "recall:.4f",
+        "look-up p50 ms": "lookup_ms:.2f",
+        "inserts/s": "inserts_per_s:,.0f",
+    },
+)

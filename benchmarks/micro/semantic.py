@@ -9,8 +9,8 @@ Timed in random order for each query, one at a time: the identical `FT.SEARCH` t
 pool as the cache has it, and that search followed by a `GET`; the search and the decision inside
 the cache (which has no public door: `SemanticLayer.nearest` and `similarity.acceptable`); and
 `lookup_semantic(vector=…)`, answer and all, with guards off and on. Recall is the share of queries
-whose true nearest neighbour, by brute force over the stored FLOAT16 vectors, comes back, among those
-that have one above the threshold.
+whose true nearest neighbour, by brute force over the stored FLOAT16 vectors, comes back, among
+those that have one above the threshold.
 """
 
 from __future__ import annotations
@@ -186,8 +186,10 @@ def _prompts(stored: Texts, count: int, rng: np.random.Generator) -> Texts:
 
 
 def _queries(scopes: Sequence[Scope], given: Material, settings: Settings) -> Iterator[Query]:
-    """Yield queries of all kinds: points between a stored prompt and another of its intent, texts
-    of intents that are not stored, and texts about something else.
+    """Yield queries of all kinds.
+
+    Points between a stored prompt and another of its intent, texts of intents that are not stored,
+    and texts about something else.
     """
     rng = np.random.default_rng(settings.seed + 1)
     asked = _by_intent(given.asked)
@@ -195,7 +197,7 @@ def _queries(scopes: Sequence[Scope], given: Material, settings: Settings) -> It
     for attempt in range(200_000):
         if not any(left.values()):
             return
-        scope = scopes[rng.integers(len(scopes))]
+        scope = scopes[int(rng.integers(len(scopes)))]
         row = rng.integers(len(scope.texts.texts))
         other = (given.neighbouring, given.foreign)[attempt % 2]
         if attempt % 4 < 2 and scope.texts.intents[row] in asked:
@@ -206,7 +208,7 @@ def _queries(scopes: Sequence[Scope], given: Material, settings: Settings) -> It
             mixed = scope.texts.vectors[row] * share + target * (1 - share)
             vector = mixed / np.linalg.norm(mixed)
         else:
-            pick = rng.integers(len(other.texts))
+            pick = int(rng.integers(len(other.texts)))
             text = other.texts[pick]
             vector = other.vectors[pick]
         cosines = scope.stored @ vector
@@ -266,20 +268,20 @@ class Recorder:
     @classmethod
     def on(cls, cache: LLMCache) -> Recorder:
         """Begin to hear the searches of *cache*."""
-        store = cache._semantic.vectors  # noqa: SLF001 - what it sends has no public door
-        ask = store._ask  # noqa: SLF001
+        store = cache._semantic.vectors
+        ask = store._ask
         recorder = cls([])
 
         async def note(*commands: tuple[Any, ...]) -> Any:
             recorder.commands += [c for c in commands if c[0] == "FT.SEARCH"]
             return await ask(*commands)
 
-        store._ask = note  # type: ignore[method-assign]  # noqa: SLF001
+        store._ask = note  # type: ignore[method-assign]
         return recorder
 
     def off(self, cache: LLMCache) -> None:
         """Hear no more."""
-        del cache._semantic.vectors._ask  # noqa: SLF001
+        del cache._semantic.vectors._ask
 
 
 async def _time(
@@ -292,11 +294,11 @@ async def _time(
     recorder = Recorder.on(cache)
     for query in queries:
         is_new = query.system not in places
-        place, _ = await cache._place(query.text, query.vector, {"system": query.system})  # noqa: SLF001
+        place, _ = await cache._place(query.text, query.vector, {"system": query.system})
         assert place is not None  # noqa: S101 - the embedder has no blind spots
         places[query.system] = place.scope
         start = time.perf_counter()
-        await cache._semantic.nearest(place)  # noqa: SLF001
+        await cache._semantic.nearest(place)
         if is_new:
             first_s.setdefault(query.kind, []).append(time.perf_counter() - start)
         commands.append(recorder.commands[-1])
@@ -355,7 +357,7 @@ async def _search_and_get(bare: redis.Redis, command: tuple[Any, ...], key: str)
 
 async def _decide(cache: LLMCache, place: Place) -> object:
     # What a cache salts and asks for a vector that it is given.
-    candidates = await cache._semantic.nearest(place)  # noqa: SLF001
+    candidates = await cache._semantic.nearest(place)
     accepted = similarity.acceptable(place.prompt, candidates, threshold=THRESHOLD, guarded=False)
     return next(accepted, None)
 
@@ -386,12 +388,12 @@ async def _together(cache: LLMCache, bare: redis.Redis, queries: Sequence[Query]
     """
     places = []
     for query in queries:
-        place, _ = await cache._place(query.text, query.vector, {"system": query.system})  # noqa: SLF001
+        place, _ = await cache._place(query.text, query.vector, {"system": query.system})
         places.append(place)
     recorder = Recorder.on(cache)
     for place in places:
         assert place is not None  # noqa: S101 - the embedder has no blind spots
-        await cache._semantic.nearest(place)  # noqa: SLF001
+        await cache._semantic.nearest(place)
     commands = list(recorder.commands)
     recorder.off(cache)
     other = redis.Redis.from_url(cache.redis_url)
@@ -399,7 +401,7 @@ async def _together(cache: LLMCache, bare: redis.Redis, queries: Sequence[Query]
     felt: dict[str, list[float]] = {"line": [], "pool": []}
 
     async def by_line(i: int) -> None:
-        await cache._semantic.nearest(places[i])  # type: ignore[arg-type]  # noqa: SLF001
+        await cache._semantic.nearest(places[i])  # type: ignore[arg-type]
 
     async def by_pool(i: int) -> None:
         await bare.execute_command(*commands[i])

@@ -31,7 +31,7 @@ class Settings:
     data: Path | None = None
     """Folder with `banking77_{train,test}.csv.gz`, `clinc150.jsonl.gz` and
     `arena_hard_prompts_v01.jsonl.gz`; benchmarks on real texts need it."""
-    cache: Path = Path("~/.cache/llm_cache-benchmarks").expanduser()
+    cache: Path = field(default_factory=lambda: Path.home() / ".cache" / "llm_cache-benchmarks")
     """Where embeddings and the environments of peers are kept between runs."""
     seed: int = 1
     quick: bool = False
@@ -63,7 +63,7 @@ class Micro:
     name: str
     run: Callable[[Settings], Awaitable[list[Row]]]
     columns: Mapping[str, str]
-    """Heading of each column of the table → key of the row and format: `"p50 ms": "p50_ms:.2f"`."""
+    """Headings of the table → key of the row and format: `"p50 ms": "p50_ms:.2f"`."""
     about: str
     """What is measured, in a sentence."""
     is_long: bool = False
@@ -75,12 +75,19 @@ def record(name: str, rows: Sequence[Row], settings: Settings, server: Row) -> R
     return {
         "benchmark": name,
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        "command": _command(settings),
         "seed": settings.seed,
         "machine": machine(),
         "versions": {**versions(), **server},
         "rows": list(rows),
     }
+
+
+def _command(settings: Settings) -> str:
+    """Return what was run; where the data lay is nobody's business."""
+    data = None if settings.data is None else str(settings.data)
+    words = ["DATA" if word == data else word for word in sys.argv[1:]]
+    return shlex.join(["python", "-m", "benchmarks", *words])
 
 
 def write(path: Path, result: Row) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from openai import AsyncOpenAI  # noqa: TC002 - one import reads better than two places
 
+from benchmarks.micro.settings import Micro, Row, Settings
 from llm_cache import CacheConfig, LLMCache
 from llm_cache.testing import Answer, FakeEmbedder, ScriptedUpstream
 
@@ -55,6 +56,11 @@ async def measure(url: str, *, repeats: int = 100) -> FirstToken:
     )
 
 
+async def run(settings: Settings) -> list[Row]:
+    """Measure it."""
+    return [asdict(await measure(settings.url, repeats=10 if settings.quick else 100))]
+
+
 async def _first_chunk_s(client: AsyncOpenAI, seed: int) -> float:
     start = time.perf_counter()
     stream = await client.chat.completions.create(
@@ -68,3 +74,15 @@ async def _first_chunk_s(client: AsyncOpenAI, seed: int) -> float:
         if first is None and chunk.choices and chunk.choices[0].delta.content:
             first = time.perf_counter() - start
     return first if first is not None else float("nan")
+
+
+BENCHMARK = Micro(
+    name="stream",
+    run=run,
+    about=__doc__,
+    columns={
+        "first token, straight from the model, ms": "direct_ms:.2f",
+        "added by a whole miss": "miss_added_ms:.2f",
+        "added by the tee alone": "tee_added_ms:.2f",
+    },
+)

@@ -84,14 +84,16 @@ def _salted(vector: Vector) -> np.ndarray[Any, np.dtype[np.float16]]:
 
 
 def _bfloat16(vector: Vector) -> bytes:
-    bits = _salted(vector).astype("<f4").view("<u4")
-    # Rounded to the nearest; the upper half of a float32 is a bfloat16.
-    return ((bits + 0x8000) >> 16).astype("<u2").tobytes()
+    # The upper half of a float32 is a bfloat16; with half of the last place added it is rounded.
+    bits = _salted(vector).astype("<f4").view("<u4") + np.uint32(0x8000)
+    upper: bytes = np.right_shift(bits, 16, dtype="<u4").astype("<u2").tobytes()
+    return upper
 
 
 def _int8(vector: Vector) -> bytes:
     row = _salted(vector).astype(np.float32)
-    return np.round(row / np.abs(row).max() * 127).astype(np.int8).tobytes()
+    scaled: bytes = np.round(row / np.abs(row).max() * 127).astype(np.int8).tobytes()
+    return scaled
 
 
 _VARIANTS = (
@@ -164,7 +166,7 @@ async def _statement(url: str, namespace: str, dimensions: int) -> Statement:
         sent.append(list(command))
 
     store.line.execute = note  # type: ignore[method-assign]
-    await store._create_index()  # noqa: SLF001 - its statement has no public door
+    await store._create_index()
     await connection.aclose()
     return sent[0]
 

@@ -49,7 +49,7 @@ PEERS = {
         ),
         Peer(
             "litellm",
-            ("litellm==1.109.1", "redis[hiredis]==6.4.0"),
+            ("litellm==1.105.0", "redis[hiredis]==6.4.0"),
             "litellm_driver.py",
             'Cache(type="redis").async_add_cache and async_get_cache',
         ),
@@ -73,7 +73,7 @@ PEERS = {
         ),
         Peer(
             "gptcache",
-            ("gptcache==0.1.44", "redis==5.0.8"),
+            ("gptcache==0.1.44", "redis==5.0.8", "sqlalchemy==2.0.58"),
             "gptcache_driver.py",
             "put and get with the vector store for Redis",
         ),

@@ -27,7 +27,10 @@ async def reachable(url: str) -> AsyncIterator[str]:
         yield url
         return
     found, port = find_server(), _free_port()
-    modules = [part for module in found.modules for part in ("--loadmodule", str(module))]
+    # Some peers keep JSON documents; Redis Stack has the module for it beside the other.
+    json = [module.with_name("rejson.so") for module in found.modules]
+    loaded = [module for module in (*found.modules, *json) if module.is_file()]
+    modules = [part for module in loaded for part in ("--loadmodule", str(module))]
     with tempfile.TemporaryDirectory(prefix="llm-cache-peers-") as folder:
         process = await asyncio.create_subprocess_exec(
             str(found.executable),

@@ -27,6 +27,7 @@ from redis.exceptions import NoScriptError
 from llm_cache._core.keys import Keys
 from llm_cache._redis.connection import Connection
 from llm_cache._redis.landings import Ear, Landings
+from llm_cache._redis.line import Line
 from llm_cache.errors import StoreTimeout, StoreUnavailable
 
 _log = logging.getLogger("llm_cache.lease")
@@ -57,18 +58,20 @@ class Script:
         self._sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
     async def run(
-        self, connection: Connection, keys: Sequence[str], arguments: Sequence[str | bytes | int]
+        self,
+        via: Connection | Line,
+        keys: Sequence[str],
+        arguments: Sequence[str | bytes | int],
     ) -> Any:
         """Run the script. One round trip, two where the server had to be sent it."""
-        return await connection.run(self._evaluate(connection, len(keys), *keys, *arguments))
-
-    async def _evaluate(self, connection: Connection, *rest: str | bytes | int) -> Any:
-        run = connection.client.execute_command
+        rest = (len(keys), *keys, *arguments)
         try:
-            return await run("EVALSHA", self._sha, *rest)  # type: ignore[no-untyped-call]
-        except NoScriptError:
-            # A server that was restarted, failed over or told `SCRIPT FLUSH`. This loads it.
-            return await run("EVAL", self._text, *rest)  # type: ignore[no-untyped-call]
+            return await via.execute("EVALSHA", self._sha, *rest)
+        except StoreUnavailable as error:
+            if not isinstance(error.__cause__, NoScriptError):
+                raise
+        # A server that was restarted, failed over or told `SCRIPT FLUSH`. This loads it.
+        return await via.execute("EVAL", self._text, *rest)
 
 
 # `PUBLISH` is called so that its failure is ignored: a user without the right to the channel has
@@ -169,6 +172,9 @@ class Leases:
         self._held: WeakSet[Lease] = WeakSet()
         self._renewing: asyncio.Task[None] | None = None
         self._landings = Landings(connection)
+        # Many stores at once keep one connection busy, for half of what the pool's take. One that
+        # is carried out twice leaves what one leaves; only the second tells that it did nothing.
+        self._stores = Line(connection)
         self._is_closed = False
 
     async def claim(
@@ -283,6 +289,7 @@ class Leases:
             await asyncio.gather(self._renewing, return_exceptions=True)
         await asyncio.gather(*(lease.abandon() for lease in list(self._held)))
         await self._landings.aclose()
+        await self._stores.aclose()
 
     async def store(
         self,
@@ -311,7 +318,7 @@ class Leases:
             fields = entry[1]
         token = "" if lease is None else lease.token
         is_stored = await _STORE.run(
-            self._connection,
+            self._stores,
             keys,
             [token, ttl_ms, blob, self._channel(digest), Landing.LANDED, *fields],
         )
