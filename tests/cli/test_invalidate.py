@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ def run(cli, redis_url, namespace, service):
     return run
 
 
-def status(run, *args):
+def status(run: Any, *args: str) -> tuple[str, str]:
     told = json.loads(run("chat", "--json", "--no-semantic", *args, QUESTION).stdout)
     return told["status"], told["key"]
 
