@@ -65,7 +65,7 @@ def of_outcomes(outcomes: Sequence[Outcome], *, seed: int, price_model: str) -> 
         "search_recall": _search_recall(tallies),
         "memory_per_entry_bytes": _memory_per_entry(outcomes),
         "kinds": _kinds(tallies),
-        "timeline": _timeline(tallies[0]) if tallies else [],
+        "timeline": _timeline(tallies),
         "errors": dict(_sum(tally.errors for tally in tallies)),
         "failures": dict(_sum(tally.failures for tally in tallies)),
         "stopped": [tally.stopped for tally in tallies if tally.stopped is not None],
@@ -132,11 +132,14 @@ def _kinds(tallies: Sequence[Tally]) -> Json:
     return {kind: dict(counts) for kind, counts in sorted(kinds.items())}
 
 
-def _timeline(tally: Tally) -> list[Json]:
-    seen = 0
+def _timeline(tallies: Sequence[Tally]) -> list[Json]:
+    """Return the stretches of the stream; of equally long ones taken together."""
+    alike = [t.timeline for t in tallies if len(t.timeline) == len(tallies[0].timeline)]
+    seen = 0.0
     points = []
-    for requests, exact, semantic, wrong in tally.timeline:
-        seen += requests
+    for buckets in zip(*alike, strict=True):
+        requests, exact, semantic, wrong = (sum(column) for column in zip(*buckets, strict=True))
+        seen += requests / len(alike)
         points.append(
             {
                 "requests": seen,
