@@ -52,6 +52,7 @@ def measured(arguments: argparse.Namespace, measure: Measure) -> int:
     except (KeyboardInterrupt, asyncio.CancelledError):
         results.data["interrupted"] = True
     finally:
+        results.finish()
         if results.data["sections"]:
             path = write_report(results)
             print(f"report: {path}")
@@ -64,9 +65,7 @@ def measured(arguments: argparse.Namespace, measure: Measure) -> int:
 
 
 async def _measured(arguments: argparse.Namespace, measure: Measure, results: Results) -> None:
-    async with session(
-        arguments.redis_url, seed=arguments.seed, quiet=arguments.quiet
-    ) as around:
+    async with session(arguments.redis_url, seed=arguments.seed, quiet=arguments.quiet) as around:
         results.data["redis"] = {
             "url": around.described_as,
             **await redis_description(around.redis_url),

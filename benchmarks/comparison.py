@@ -255,7 +255,10 @@ def _counted(a: tuple[int, int], b: tuple[int, int], is_same_stream: bool) -> Ve
 
 def _memory(before: Json, after: Json) -> Iterator[Change]:
     first, second = (
-        {row["name"]: row["bytes_per_entry"] for row in each["sections"].get("memory", {}).get("rows", [])}
+        {
+            row["name"]: row["bytes_per_entry"]
+            for row in each["sections"].get("memory", {}).get("rows", [])
+        }
         for each in (before, after)
     )
     for name in sorted(first.keys() & second.keys()):

@@ -71,10 +71,13 @@ class Results:
             {"name": name, "ok": ok, "expected": expected, "measured": measured}
         )
 
-    def save(self) -> Path:
-        """Write `results.json`, whole or not at all, and return where it is."""
+    def finish(self) -> None:
+        """Note how long it took."""
         self.data["duration_s"] = round(time.monotonic() - self._started_s, 1)
         self.data["machine"]["load_at_end"] = _load()
+
+    def save(self) -> Path:
+        """Write `results.json`, whole or not at all, and return where it is."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "results.json"
         partial = path.with_suffix(".partial")
@@ -125,6 +128,7 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "load_at_start": _load(),
+        "load_at_end": None,
     }
 
 

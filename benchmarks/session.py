@@ -223,7 +223,9 @@ class UpstreamProcess:
         host, _, port = self.base_url.removeprefix("http://").partition("/")[0].partition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         try:
-            writer.write(f"GET /stats HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+            writer.write(
+                f"GET /stats HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
+            )
             raw = await reader.read()
         finally:
             writer.close()

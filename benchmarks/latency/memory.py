@@ -37,7 +37,9 @@ async def measure(session: Session, results: Results, *, entries: int = ENTRIES)
         )
 
 
-async def _weigh(session: Session, entries: int, dimensions: int | None, advance) -> tuple[int, int]:  # type: ignore[no-untyped-def]  # noqa: ANN001
+async def _weigh(
+    session: Session, entries: int, dimensions: int | None, advance
+) -> tuple[int, int]:  # type: ignore[no-untyped-def]  # noqa: ANN001
     namespace = session.namespace("memory")
     await forget(session.redis_url, namespace)
     config = CacheConfig(namespace=namespace, semantic=dimensions is not None)

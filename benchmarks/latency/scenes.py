@@ -251,5 +251,3 @@ async def _play(scene: _Scene, count: int, commands: ServerCommands, told: ToldS
     scene.spent.add(before, calls=count, whole_s=sum(durations))
     scene.spent.hear(told.take())
     scene.blocks_s.append(statistics.median(durations))
-
-

@@ -132,5 +132,3 @@ def crossings(tables: list[str]) -> int:
 
 def _unpacked(table: str) -> Any:
     return np.frombuffer(zlib.decompress(base64.b64decode(table)), np.int16)
-
-

@@ -83,9 +83,7 @@ async def _knee(arguments: argparse.Namespace, session: Session, fleet: Fleet) -
             return None
         return await fleet.run(Step(arguments.seconds, rate, arrivals=arguments.arrivals))
 
-    found = await find_knee(
-        step, Limit(arguments.p99_ms / 1000), start_per_s=arguments.start_rate
-    )
+    found = await find_knee(step, Limit(arguments.p99_ms / 1000), start_per_s=arguments.start_rate)
     knee: float | None = found["knee_per_s"]
     return knee
 
@@ -121,7 +119,10 @@ def check(results: Results, figures: Json, *, workers: int) -> None:
     trouble = sum(figures["errors"].values()) + figures["unfinished"]
     trouble += figures["statuses"].get("bypass", 0)
     results.check(
-        "soak: no call fails, none is bypassed", ok=trouble == 0, expected="0", measured=f"{trouble}"
+        "soak: no call fails, none is bypassed",
+        ok=trouble == 0,
+        expected="0",
+        measured=f"{trouble}",
     )
     results.check(
         "soak: no wrong answer",
@@ -129,13 +130,13 @@ def check(results: Results, figures: Json, *, workers: int) -> None:
         expected="0",
         measured=f"{figures['wrong'] + figures['foreign']}",
     )
-    for who in ("client", "redis"):
+    for who, name in (("client", "the clients"), ("redis", "Redis")):
         grown = figures[f"{who}_growth"]
         if grown is None:
-            results.note(f"soak: too short to tell whether the memory of the {who} grows")
+            results.note(f"soak: too short to tell whether the memory of {name} grows")
             continue
         results.check(
-            f"soak: memory of the {who} grows by at most 2 %",
+            f"soak: memory of {name} grows by at most 2 %",
             ok=grown <= MOST_GROWTH,
             expected="≤ +2.0 %",
             measured=f"{100 * grown:+.1f} %",

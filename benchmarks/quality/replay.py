@@ -288,7 +288,9 @@ class _Run:
         """Answer as the model: say for whom this is."""
         ask = self._asking
         text = json.dumps([self._upstream.calls, ask.answer_id, ask.tenant])
-        prompt = len(str(body["messages"])) // 4 if ask.prompt_tokens is None else ask.prompt_tokens
+        prompt = (
+            len(str(body["messages"])) // 4 if ask.prompt_tokens is None else ask.prompt_tokens
+        )
         spoken = ANSWER_TOKENS if ask.completion_tokens is None else ask.completion_tokens
         usage = {
             "prompt_tokens": prompt,

@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a report's folder, or results.json; default: that of the documentation",
     )
     parser.add_argument("--docs", action="store_true", help="write docs/benchmarks.md from it")
-    parser.add_argument("--out", type=Path, help="folder of the report; default: beside the figures")
+    parser.add_argument(
+        "--out", type=Path, help="folder of the report; default: beside the figures"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

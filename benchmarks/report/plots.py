@@ -84,7 +84,9 @@ def _smoothed(timeline: list[Json], stretches: int = 25) -> list[Json]:
     """Return the timeline in at most so many stretches."""
     size = max(1, -(-len(timeline) // stretches))
     smoothed, before = [], 0
-    weights = [b["requests"] - a for a, b in zip([0, *(p["requests"] for p in timeline)], timeline)]
+    weights = [
+        b["requests"] - a for a, b in zip([0, *(p["requests"] for p in timeline)], timeline)
+    ]
     for start in range(0, len(timeline), size):
         points, counts = timeline[start : start + size], weights[start : start + size]
         total = sum(counts)

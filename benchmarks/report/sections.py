@@ -98,7 +98,10 @@ def _conditions(page: Page, data: Json) -> None:
     rows = [
         ("machine", f"{machine['processor']}, {machine['cores']} cores, {machine['system']}"),
         ("memory", size(machine["memory_bytes"])),
-        ("its load", f"{machine['load_at_start']} at the start, {machine['load_at_end']} at the end"),
+        (
+            "its load",
+            f"{machine['load_at_start']} at the start, {machine['load_at_end']} at the end",
+        ),
     ]
     if redis:
         search = redis["search_version"] or "none"
@@ -543,7 +546,15 @@ def _savings(page: Page, section: Json) -> None:
         " gigabyte of Redis.",
     )
     page.table(
-        ("threshold", "TTL", "hits", "exact", "semantic", "wrong hits", "per hit (clustered; exact)"),
+        (
+            "threshold",
+            "TTL",
+            "hits",
+            "exact",
+            "semantic",
+            "wrong hits",
+            "per hit (clustered; exact)",
+        ),
         [
             (
                 row["threshold"],
