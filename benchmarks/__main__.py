@@ -31,10 +31,10 @@ def main(argv: list[str] | None = None) -> int:
             commands.add_parser(name, help=summary, add_help=False)
     name = parser.parse_args((sys.argv[1:] if argv is None else argv)[:1]).command
     # Only the command that runs is imported: some need packages that others do not.
-    module = importlib.import_module(COMMANDS[name][0])
-    own = argparse.ArgumentParser(prog=f"python -m benchmarks {name}", description=module.__doc__)
-    module.add_arguments(own)
-    status: int = module.run(own.parse_args((sys.argv[1:] if argv is None else argv)[1:]))
+    command = importlib.import_module(COMMANDS[name][0])
+    own = argparse.ArgumentParser(prog=f"python -m benchmarks {name}", description=command.__doc__)
+    command.add_arguments(own)
+    status: int = command.run(own.parse_args((sys.argv[1:] if argv is None else argv)[1:]))
     return status
 
 

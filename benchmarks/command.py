@@ -7,8 +7,8 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import Awaitable, Callable
-from datetime import datetime
+from collections.abc import Awaitable, Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.errors import BadInput
@@ -42,7 +42,7 @@ def measured(arguments: argparse.Namespace, measure: Measure) -> int:
     """
     folder = arguments.out
     if folder is None:
-        folder = Path(__file__).parent / "out" / f"{datetime.now():%Y%m%d-%H%M%S}"
+        folder = Path(__file__).parent / "out" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
     results = Results(folder, seed=arguments.seed)
     try:
         asyncio.run(_measured(arguments, measure, results))
@@ -78,7 +78,7 @@ async def _measured(arguments: argparse.Namespace, measure: Measure, results: Re
 
 
 @contextlib.contextmanager
-def _stopping(around: Session):  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _stopping(around: Session) -> Iterator[None]:
     """Let the first Ctrl-C ask politely, and the second end it."""
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()

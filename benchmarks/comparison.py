@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import results
+from benchmarks.errors import BadInput
 
 Json = dict[str, Any]
 LEAST_EFFECT = 0.05
@@ -77,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 2
     try:
         before, after = results.read(arguments.before), results.read(arguments.after)
-    except results.BadInput as error:
+    except BadInput as error:
         print(error)
         return 2
     for line in told(before, after):
@@ -155,11 +156,11 @@ def judge(interval: tuple[float, float]) -> Verdict:
 def durations(name: str, before: Sequence[float], after: Sequence[float], unit: str) -> Change:
     """Return the comparison of two lists of durations, or of their ratios to a reference."""
     found = ratio_of_medians(before, after)
-    middle = [float(np.median(each)) if len(each) else None for each in (before, after)]
+    first, second = (float(np.median(each)) if len(each) else None for each in (before, after))
     if found is None:
-        return Change(name, *middle, unit, Verdict.NOISY)
+        return Change(name, first, second, unit, Verdict.NOISY)
     ratio, interval = found
-    return Change(name, *middle, unit, judge(interval), ratio, interval)
+    return Change(name, first, second, unit, judge(interval), ratio, interval)
 
 
 def _latencies(before: Json, after: Json) -> Iterator[Change]:
@@ -171,11 +172,11 @@ def _latencies(before: Json, after: Json) -> Iterator[Change]:
         if name not in first or name not in second:
             yield Change(f"latency, {name}", None, None, "", Verdict.ONLY_ONE)
             continue
-        ratios = [
+        a, b = (
             _beside(scenes[name]["blocks_s"], each["sections"]["latency"]["reference_blocks_s"])
             for scenes, each in ((first, before), (second, after))
-        ]
-        yield durations(f"latency, {name}", *ratios, "bare GETs")
+        )
+        yield durations(f"latency, {name}", a, b, "bare GETs")
 
 
 def _beside(blocks: Sequence[float], reference: Sequence[float]) -> list[float]:
@@ -186,18 +187,18 @@ def _loads(before: Json, after: Json) -> Iterator[Change]:
     sweeps = [each["sections"].get("load", {}).get("sweep", {}) for each in (before, after)]
     if not all(sweeps):
         return
-    knees = [sweep.get("knee_per_s") for sweep in sweeps]
+    knees = [sweep.get("knee_per_s") or 0.0 for sweep in sweeps]
     if all(knees):
         ratio = knees[1] / knees[0]
         is_equal = 1 / (1 + _KNEE_TOLERANCE) <= ratio <= 1 + _KNEE_TOLERANCE
         verdict = Verdict.EQUAL if is_equal else Verdict.CHANGED
-        yield Change("load, knee", *knees, "requests/s", verdict, ratio)
+        yield Change("load, knee", knees[0], knees[1], "requests/s", verdict, ratio)
     # Near the knee the queue decides, which no comparison can tell from noise.
     first, second = (
         {
             round(step["offered_per_s"]): [block["p50_s"] * 1e3 for block in step["blocks"]]
             for step in sweep["steps"]
-            if step["offered_per_s"] <= 0.7 * min(knee or 0 for knee in knees)
+            if step["offered_per_s"] <= 0.7 * min(knees)
         }
         for sweep in sweeps
     )

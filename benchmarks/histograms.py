@@ -22,7 +22,7 @@ class Latencies:
 
     def merge(self, other: Latencies) -> None:
         """Count all of *other*'s."""
-        self._histogram.add(other._histogram)  # noqa: SLF001 - its own kind
+        self._histogram.add(other._histogram)
 
     @property
     def count(self) -> int:

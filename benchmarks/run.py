@@ -1,5 +1,8 @@
-"""`run`: everything, and a report of it. `--quick` takes about three minutes, all of it half an hour;
-`--soak` adds 20 minutes at a steady rate."""
+"""`run`: everything, and a report of it.
+
+`--quick` takes about three minutes, all of it half an hour; `--soak` adds 20 minutes at a steady
+rate.
+"""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ async def forget(redis_url: str, namespace: str) -> None:
     """
     if not namespace.startswith(f"{NAMESPACE}."):
         raise ValueError(f"{namespace} is no namespace of a benchmark")
-    client = redis_py.Redis.from_url(redis_url)
+    client: Any = redis_py.Redis.from_url(redis_url)
     try:
         with suppress(RedisError):  # without the search module there is no index either
             names = [n if isinstance(n, str) else n.decode() for n in await _indexes(client)]
@@ -157,7 +157,8 @@ async def forget(redis_url: str, namespace: str) -> None:
 
 
 async def _indexes(client: Any) -> list[Any]:
-    return list(await client.execute_command("FT._LIST"))
+    names: list[Any] = await client.execute_command("FT._LIST")
+    return names
 
 
 async def used_memory_bytes(redis_url: str) -> int:
@@ -237,7 +238,7 @@ class UpstreamProcess:
 
 async def redis_description(redis_url: str) -> dict[str, Any]:
     """Return the releases of the server and of its search module."""
-    client = redis_py.Redis.from_url(redis_url)
+    client: Any = redis_py.Redis.from_url(redis_url)
     try:
         info = await client.info("server")
         modules = await client.execute_command("MODULE", "LIST")
@@ -245,7 +246,11 @@ async def redis_description(redis_url: str) -> dict[str, Any]:
         await client.aclose()
     described = {"version": info.get("redis_version"), "search_version": None}
     for module in modules:
-        pairs = module.items() if isinstance(module, dict) else zip(module[::2], module[1::2])
+        pairs = (
+            module.items()
+            if isinstance(module, dict)
+            else zip(module[::2], module[1::2], strict=False)
+        )
         told = {_text(name): value for name, value in pairs}
         if _text(told.get("name")) == "search":
             described["search_version"] = _release(told.get("ver"))

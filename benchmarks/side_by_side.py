@@ -1,8 +1,8 @@
 """Ours and others on one Redis, in one run: the same vectors, the same answers, the same stream.
 
-What takes part is a `Contender`: something that opens caches. `benchmarks.peers.contenders()` lists
-the others, where that package is; each lives in a process and an environment of its own. One that
-cannot be opened is a row that says why.
+What takes part is a `Contender`: something that opens caches. `benchmarks.peers.contenders()`
+lists the others, where that package is; each lives in a process and an environment of its own. One
+that cannot be opened is a row that says why.
 """
 
 from __future__ import annotations
@@ -46,8 +46,11 @@ class Timed(Generic[T]):
 
 
 class Peer(Protocol):
-    """A cache under comparison. An operation it does not have raises `NotImplementedError`; one
-    that fails raises whatever it likes, and is counted."""
+    """A cache under comparison.
+
+    An operation it does not have raises `NotImplementedError`; one that fails raises whatever it
+    likes, and is counted.
+    """
 
     async def exact_set(self, prompt: str, answer: str) -> Timed[None]:
         """Store the answer to *prompt*."""

@@ -7,7 +7,7 @@ from itertools import count
 
 from benchmarks.embedding import InstantEmbedder
 from benchmarks.results import Results
-from benchmarks.session import Session, forget, used_memory_bytes
+from benchmarks.session import Advance, Session, forget, used_memory_bytes
 from llm_cache import CacheConfig, LLMCache
 from llm_cache.testing import ScriptedUpstream
 
@@ -38,8 +38,8 @@ async def measure(session: Session, results: Results, *, entries: int = ENTRIES)
 
 
 async def _weigh(
-    session: Session, entries: int, dimensions: int | None, advance
-) -> tuple[int, int]:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    session: Session, entries: int, dimensions: int | None, advance: Advance
+) -> tuple[int, int]:
     namespace = session.namespace("memory")
     await forget(session.redis_url, namespace)
     config = CacheConfig(namespace=namespace, semantic=dimensions is not None)

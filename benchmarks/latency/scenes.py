@@ -1,5 +1,7 @@
-"""Calls of every kind, one at a time, in blocks that take turns: whatever else the machine does
-hits all kinds alike, and every block has a bare `GET` beside it."""
+"""Calls of every kind, one at a time, in blocks that take turns.
+
+So whatever else the machine does hits all kinds alike, and every round has a bare `GET` beside it.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
-"""`load`: open-loop rate sweeps to the knee, bursts, closed loops of many callers, from a cold or a
-warm cache, with 1 to 8 processes."""
+"""`load`: what happens under load.
+
+Open-loop rate sweeps to the knee, bursts, closed loops of many callers; from a cold or a warm
+cache, with 1 to 8 processes.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""`soak`: a steady rate for long, by default 70 % of the knee for 20 minutes: does anything grow,
-fail or leak?"""
+"""`soak`: a steady rate for long: does anything grow, fail or leak?
+
+By default 70 % of the knee, for 20 minutes.
+"""
 
 from __future__ import annotations
 

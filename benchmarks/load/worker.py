@@ -207,7 +207,7 @@ def _client(base_url: str) -> Any:
 
     http_client = openai.DefaultAsyncHttpxClient(
         trust_env=False,
-        verify=False,  # noqa: S501 - plain HTTP on loopback
+        verify=False,
     )
     return openai.AsyncOpenAI(
         base_url=base_url, api_key="bench", max_retries=0, http_client=http_client

@@ -1,4 +1,7 @@
-"""`hitrate`: how many calls hit and how many hits are wrong, on the shipped sets and your own log."""
+"""`hitrate`: how many calls hit and how many hits are wrong.
+
+On the shipped sets, on public ones, and on your own log.
+"""
 
 from __future__ import annotations
 

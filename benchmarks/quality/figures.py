@@ -101,7 +101,7 @@ def _per_hit(tallies: Sequence[Tally]) -> list[tuple[int, int]]:
 
 
 def _per_request(tallies: Sequence[Tally]) -> list[tuple[int, int]]:
-    """Return a cluster for each answer that was made: the request it was made for, and its hits."""
+    """Return a cluster for each answer: the request that it was made for, and its hits."""
     clusters = []
     for tally in tallies:
         clusters += [(wrong, 1 + hits) for hits, wrong in tally.answers.values()]

@@ -6,6 +6,7 @@ hit tells by itself whether it is right: nothing about the cache is believed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -315,10 +316,8 @@ def _read(text: str) -> _Served:
 async def _forget_if_there(url: str, namespace: str) -> None:
     from redis.exceptions import RedisError
 
-    try:
+    with contextlib.suppress(RedisError, OSError):
         await forget(url, namespace)
-    except (RedisError, OSError):
-        pass
 
 
 class _SearchTruth:

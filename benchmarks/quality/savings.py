@@ -1,5 +1,8 @@
-"""`savings`: what your log would have saved: threshold x TTL → hit rate, wrong hits, USD a month,
-and the memory in Redis with its price. Every cell is a replay of the log through the cache."""
+"""`savings`: what your log would have saved, by threshold and TTL.
+
+Hit rate, wrong hits, USD a month, and the memory in Redis with its price. Every cell is a replay
+of the log through the cache.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +95,7 @@ def prices(arguments: argparse.Namespace) -> Prices:
             " --input-usd and --output-usd, or pip install 'llm-cache[prices]'"
         )
     found = [own if own is not None else price for own, price in zip(given, listed, strict=True)]
-    return Prices(*found)
+    return Prices(float(found[0] or 0), float(found[1] or 0))
 
 
 async def savings(arguments: argparse.Namespace, session: Session, results: Results) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from benchmarks.histograms import Latencies
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Json = dict[str, Any]
 # Okabe and Ito's colours, which people with any kind of colour vision can tell apart.
@@ -85,7 +87,8 @@ def _smoothed(timeline: list[Json], stretches: int = 25) -> list[Json]:
     size = max(1, -(-len(timeline) // stretches))
     smoothed, before = [], 0
     weights = [
-        b["requests"] - a for a, b in zip([0, *(p["requests"] for p in timeline)], timeline)
+        b["requests"] - a
+        for a, b in zip([0, *(p["requests"] for p in timeline)], timeline, strict=False)
     ]
     for start in range(0, len(timeline), size):
         points, counts = timeline[start : start + size], weights[start : start + size]

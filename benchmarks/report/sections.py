@@ -273,8 +273,8 @@ def _latency(page: Page, section: Json) -> None:
 def _stages(page: Page, scenes: Sequence[Json]) -> None:
     page.say(
         "### Where the time goes",
-        "Means. The embedder and the model's HTTP request are timed around them; the search is what"
-        " Redis says of `FT.SEARCH`; *rest* is everything else: this process, round trips, and"
+        "Means. The embedder and the model's HTTP request are timed around them; the search is"
+        " what Redis says of `FT.SEARCH`; *rest* is everything else: this process, round trips, and"
         " waiting. What the guards take is the difference between the two kinds of semantic hits,"
         f" round by round: {_guards_cost(scenes)}.",
     )
@@ -489,8 +489,8 @@ def _peers(page: Page, section: Json) -> None:
     ran = [row for row in rows if not row["why_not"]]
     page.say(
         "## Beside others",
-        "On this machine, in this run, on the same Redis, with the same vectors and answers; each as"
-        " its own users call it, in a process and a virtual environment of its own. Durations are"
+        "On this machine, in this run, on the same Redis, with the same vectors and answers; each"
+        " as its own users call it, in a process and a virtual environment of its own. Durations are"
         f" taken inside that process, around the call. {number(section.get('entries'))} entries,"
         f" {number(section.get('dimensions'))} dimensions; a dash is what a library does not do.",
     )
@@ -539,10 +539,10 @@ def _savings(page: Page, section: Json) -> None:
         return
     page.say(
         "## What it would save",
-        f"{section['requests']:,} requests of {section['workload']} ({section['source']}), replayed"
-        f" for every cell; {number(section['daily_requests'])} requests a day,"
-        f" {usd(section['input_usd_per_million'])} and {usd(section['output_usd_per_million'])} per"
-        f" million input and output tokens, {usd(section['redis_usd_per_gb_month'])} a month for a"
+        f"{section['requests']:,} requests of {section['workload']} ({section['source']}),"
+        f" replayed for every cell; {number(section['daily_requests'])} requests a day,"
+        f" {usd(section['input_usd_per_million'])} and {usd(section['output_usd_per_million'])}"
+        f" per million input and output tokens, {usd(section['redis_usd_per_gb_month'])} a month for a"
         " gigabyte of Redis.",
     )
     page.table(
@@ -583,8 +583,8 @@ def _savings(page: Page, section: Json) -> None:
         ],
     )
     page.say(
-        "Wrong hits are known only where the log has a column `answer_id`. Saved is 30 × requests a"
-        " day × hit rate × tokens × price, with the tokens of the requests that hit. Entries at a"
+        "Wrong hits are known only where the log has a column `answer_id`. Saved is 30 × requests"
+        " a day × hit rate × tokens × price, with the tokens of the requests that hit. Entries at a"
         " time are those stored within one TTL at the mean rate of misses: for a TTL longer than"
         " the log, that is more than there will be."
     )

@@ -1,4 +1,4 @@
-"""Public data sets from a folder of the user's, for `--data DIR`. They are never part of the project.
+"""Public data sets from a folder of the user's, for `--data DIR`; never part of the project.
 
 The folder holds `semantic_workload_10k.jsonl.gz`, `banking77_test.csv.gz`, `clinc150.jsonl.gz`,
 `qqp_pairs_calibration.jsonl.gz` and `mooncake_conversation_arrivals.csv.gz`, or some of them.

@@ -160,9 +160,9 @@ def _ask(row: Mapping[str, Any], prompt_column: str, line: int, reading: Reading
 
 
 def _open(path: Path) -> IO[bytes]:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rb")
-    return path.open("rb")
+    how: Any = gzip.open if path.suffix == ".gz" else open
+    stream: IO[bytes] = how(path, "rb")
+    return stream
 
 
 def _is_csv(path: Path) -> bool:

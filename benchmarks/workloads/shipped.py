@@ -42,7 +42,7 @@ def traps() -> Workload:
 def pairs(
     name: str, rows: Iterable[Mapping[str, Any]], *, source: str, note: str = ""
 ) -> Workload:
-    """Return pairs `a`, `b`, `same` as requests. Each pair has a tenant, and so a cache, of its own.
+    """Return pairs `a`, `b`, `same` as requests, each pair with a tenant of its own.
 
     The kind of the second request is the pair's category, or `same` or `different`.
     """

@@ -17,36 +17,123 @@ from benchmarks.workloads import Ask, Workload
 
 Random = np.random.Generator
 
-_SERVICES = (
-    "express delivery,standard delivery,a money transfer,a replacement card,gift wrapping,"
-    "home installation,extra luggage,a second driver,travel insurance,seat selection,"
-    "early check-in,priority boarding,a parking permit,a phone contract,a library card,"
-    "customs clearance,document translation,a fishing licence,equipment rental,airport pickup"
-).split(",")
-_COUNTRIES = (
-    "Norway,Portugal,Japan,Kenya,Brazil,Canada,Poland,Vietnam,Egypt,Ireland,Chile,Finland,"
-    "Turkey,Mexico,Austria,India,Greece,Morocco,Iceland,Peru"
-).split(",")
-_ACTIONS = (
-    "change the language,turn off notifications,take a screenshot,reset the alarm,"
-    "connect headphones,update the software,free up storage,share my location,block a caller,"
-    "scan a document,lower the brightness,record a video,print a label,pair a keyboard,"
-    "restore a backup"
-).split(",")
-_DEVICES = (
-    "laptop,phone,tablet,smart watch,television,game console,e-reader,car display,desktop computer,"
-    "smart speaker,camera,projector"
-).split(",")
-_ITEMS = (
-    "a parcel,a refund,a wire transfer,a passport,a visa,a prescription,a job offer,a new card,"
-    "a tax statement,a replacement part"
-).split(",")
-_CITIES = (
-    "Lisbon,Oslo,Nairobi,Toronto,Lima,Kyoto,Cairo,Dublin,Warsaw,Athens,Hanoi,Bogota,Vienna,"
-    "Helsinki,Santiago"
-).split(",")
-_ACCOUNTS = "savings,family,business,student,holiday,pension,joint,travel,gold,youth".split(",")
-_THINGS = "points,money,vouchers,shares,credits".split(",")
+_SERVICES = [
+    "express delivery",
+    "standard delivery",
+    "a money transfer",
+    "a replacement card",
+    "gift wrapping",
+    "home installation",
+    "extra luggage",
+    "a second driver",
+    "travel insurance",
+    "seat selection",
+    "early check-in",
+    "priority boarding",
+    "a parking permit",
+    "a phone contract",
+    "a library card",
+    "customs clearance",
+    "document translation",
+    "a fishing licence",
+    "equipment rental",
+    "airport pickup",
+]
+_COUNTRIES = [
+    "Norway",
+    "Portugal",
+    "Japan",
+    "Kenya",
+    "Brazil",
+    "Canada",
+    "Poland",
+    "Vietnam",
+    "Egypt",
+    "Ireland",
+    "Chile",
+    "Finland",
+    "Turkey",
+    "Mexico",
+    "Austria",
+    "India",
+    "Greece",
+    "Morocco",
+    "Iceland",
+    "Peru",
+]
+_ACTIONS = [
+    "change the language",
+    "turn off notifications",
+    "take a screenshot",
+    "reset the alarm",
+    "connect headphones",
+    "update the software",
+    "free up storage",
+    "share my location",
+    "block a caller",
+    "scan a document",
+    "lower the brightness",
+    "record a video",
+    "print a label",
+    "pair a keyboard",
+    "restore a backup",
+]
+_DEVICES = [
+    "laptop",
+    "phone",
+    "tablet",
+    "smart watch",
+    "television",
+    "game console",
+    "e-reader",
+    "car display",
+    "desktop computer",
+    "smart speaker",
+    "camera",
+    "projector",
+]
+_ITEMS = [
+    "a parcel",
+    "a refund",
+    "a wire transfer",
+    "a passport",
+    "a visa",
+    "a prescription",
+    "a job offer",
+    "a new card",
+    "a tax statement",
+    "a replacement part",
+]
+_CITIES = [
+    "Lisbon",
+    "Oslo",
+    "Nairobi",
+    "Toronto",
+    "Lima",
+    "Kyoto",
+    "Cairo",
+    "Dublin",
+    "Warsaw",
+    "Athens",
+    "Hanoi",
+    "Bogota",
+    "Vienna",
+    "Helsinki",
+    "Santiago",
+]
+_ACCOUNTS = [
+    "savings",
+    "family",
+    "business",
+    "student",
+    "holiday",
+    "pension",
+    "joint",
+    "travel",
+    "gold",
+    "youth",
+]
+_THINGS = ["points", "money", "vouchers", "shares", "credits"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +219,7 @@ def popular(count: int, seed: int) -> list[Question]:
 
 
 def popularity(count: int, exponent: float) -> np.ndarray:
-    """Return the cumulated chances of *count* questions: the k-th is asked 1/k^exponent as often."""
+    """Return the cumulated chances: the k-th question is asked 1 / k^exponent as often."""
     weights = np.arange(1, count + 1, dtype=float) ** -exponent
     cumulated: np.ndarray = np.cumsum(weights) / weights.sum()
     return cumulated
@@ -151,7 +238,7 @@ def surface(text: str, random: Random) -> str:
     """Return *text* as people also type it: without capitals or the end mark, with a greeting."""
     ways = (
         lambda: text.rstrip("?.") or text,
-        lambda: text.lower(),
+        text.lower,
         lambda: f"{text.rstrip('?.')} ?",
         lambda: f"Hi, {text[:1].lower()}{text[1:]}",
         lambda: f"{text} Thanks!",
