@@ -215,6 +215,9 @@ class _Run:
             similarity_threshold=policy.similarity_threshold,
             guards=policy.guards,
             semantic=policy.semantic,
+            # What is counted here is no latency, and a busy machine shall not change it.
+            redis_timeout_s=10.0,
+            embed_timeout_s=30.0,
         )
         self._cache = replayer.make_cache(
             self._url,
