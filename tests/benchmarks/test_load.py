@@ -145,9 +145,10 @@ async def test_a_search_that_is_stopped_keeps_what_it_has():
 async def test_the_mix_ends_as_it_is_meant_to(redis_url, namespace):
     async with (
         UpstreamProcess("--echo") as upstream,
+        _client(upstream) as client,
         LLMCache(
             redis_url,
-            client=_client(upstream),
+            client=client,
             embedder=FakeEmbedder(384),
             config=CacheConfig(namespace=namespace),
         ) as cache,
