@@ -70,11 +70,22 @@ async def _measured(arguments: argparse.Namespace, measure: Measure, results: Re
             "url": around.described_as,
             **await redis_description(around.redis_url),
         }
+        _note_busy(results)
         with _stopping(around):
             await measure(around, results)
         if around.stop.is_set():
             results.data["interrupted"] = True
             results.note("Stopped before its end: the figures are those of what was done.")
+
+
+def _note_busy(results: Results) -> None:
+    machine = results.data["machine"]
+    load, cores = machine["load_at_start"] or 0.0, machine["cores"] or 1
+    if load > cores / 2:
+        results.note(
+            f"The machine was busy before this began (load {load:g} on {cores} cores): durations"
+            " and rates are those of a busy machine. Counts are not affected."
+        )
 
 
 @contextlib.contextmanager

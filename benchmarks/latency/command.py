@@ -38,4 +38,5 @@ async def latencies(arguments: argparse.Namespace, session: Session, results: Re
     )
     embedder = MeteredEmbedder(await make_embedder(arguments.embedder))
     await scenes.measure(session, results, plan, embedder)
-    await memory.measure(session, results)
+    entries = memory.ENTRIES // 2 if arguments.quick else memory.ENTRIES
+    await memory.measure(session, results, entries=entries)

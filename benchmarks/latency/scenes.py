@@ -9,7 +9,7 @@ import itertools
 import statistics
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,7 +54,7 @@ class _Scene:
     spent: Spent
     latencies: Latencies = field(default_factory=Latencies)
     blocks_s: list[float] = field(default_factory=list)
-    """Medians of the blocks."""
+    """What stands for each block when runs are compared, see `undisturbed`."""
     unexpected: Counter[str] = field(default_factory=Counter)
     number: int = 0
 
@@ -77,6 +77,7 @@ async def measure(
     section.update(embedder=embedder.model_id, upstream_delay_ms=plan.upstream_delay_ms)
     async with AsyncExitStack() as stack:
         scenes, reference, commands, told = await _prepare(session, plan, embedder, stack)
+        bare = Latencies()
         reference_blocks: list[float] = []
         with session.progress.bar("latency", plan.rounds * len(scenes)) as advance:
             for round_number in range(-1, plan.rounds):  # the first only warms up
@@ -85,10 +86,12 @@ async def measure(
                 if round_number == 0:
                     _start_over(scenes)
                     reference_blocks.clear()
-                reference_blocks.append(await _block_of(reference, plan.block))
+                    bare = Latencies()
+                reference_blocks.append(await _block_of(reference, plan.block, bare))
                 for scene in scenes:
                     await _play(scene, plan.block, commands, told)
                     advance()
+                section["reference"] = bare.figures()
                 section["reference_blocks_s"] = reference_blocks
                 section["scenes"] = [scene.figures() for scene in scenes]
     for scene in scenes:
@@ -225,13 +228,24 @@ def _start_over(scenes: list[_Scene]) -> None:
         scene.unexpected.clear()
 
 
-async def _block_of(call: Callable[[], Awaitable[Any]], count: int) -> float:
+def undisturbed(durations_s: Sequence[float]) -> float:
+    """Return the lower quartile, which stands for a block of calls.
+
+    Half of the calls are disturbed as soon as the machine does something else besides, so that
+    medians move with its load: `compare --self-test` on a busy machine tells more pairs rightly by
+    lower quartiles.
+    """
+    return statistics.quantiles(durations_s, n=4)[0]
+
+
+async def _block_of(call: Callable[[], Awaitable[Any]], count: int, all_of: Latencies) -> float:
     durations = []
     for _ in range(count):
         started_s = time.perf_counter()
         await call()
         durations.append(time.perf_counter() - started_s)
-    return statistics.median(durations)
+        all_of.add(durations[-1])
+    return undisturbed(durations)
 
 
 async def _play(scene: _Scene, count: int, commands: ServerCommands, told: ToldStages) -> None:
@@ -252,4 +266,4 @@ async def _play(scene: _Scene, count: int, commands: ServerCommands, told: ToldS
     await commands.end(scene.spent.commands)
     scene.spent.add(before, calls=count, whole_s=sum(durations))
     scene.spent.hear(told.take())
-    scene.blocks_s.append(statistics.median(durations))
+    scene.blocks_s.append(undisturbed(durations))

@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import asyncio
-import statistics
 import time
 from collections.abc import Awaitable, Callable
 
 from redis import asyncio as redis_py
 
 from benchmarks.comparison import Change, Verdict, durations
+from benchmarks.latency.scenes import undisturbed
 from benchmarks.results import Results
 from benchmarks.session import Session, forget, session
 from llm_cache import CacheConfig, LLMCache
@@ -111,5 +111,5 @@ async def _ratios(
                 pass
             references.append(middle_s - started_s)
             durations_s.append(time.perf_counter() - middle_s)
-        ratios.append(statistics.median(durations_s) / statistics.median(references))
+        ratios.append(undisturbed(durations_s) / undisturbed(references))
     return ratios

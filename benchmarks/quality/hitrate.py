@@ -53,11 +53,11 @@ class Plan:
 
 
 QUICK = Plan(
-    other_shuffles=3,
+    other_shuffles=2,
     curve_shuffles=1,
-    thresholds=(0.7, 0.75, 0.8, 0.85, 0.9),
-    zipf_requests=800,
-    curve_requests=500,
+    thresholds=(0.75, 0.8, 0.85, 0.9),
+    zipf_requests=600,
+    curve_requests=300,
 )
 
 
@@ -164,10 +164,13 @@ class HitRates:
                     self._results.note(f"{what}: {outcome.tally.stopped}")
                     break
         seed = self._session.seed
+        counted = of_outcomes(outcomes, seed=seed, price_model=plan.price_model)
+        if policy is not POLICIES[0]:
+            del counted["timeline"]
         return {
             "policy": policy.name,
             "similarity_threshold": policy.similarity_threshold,
             "guards": policy.guards,
             "semantic": policy.semantic,
-            **of_outcomes(outcomes, seed=seed, price_model=plan.price_model),
+            **counted,
         }

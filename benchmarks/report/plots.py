@@ -333,7 +333,9 @@ def _peer_bars(sections: Json, what: str, label: str, scale: float) -> Figure | 
         for peer in sections.get("peers", {}).get("rows", [])
         if (peer.get(what) or {}).get("p50_s")
     ]
-    return _bars(rows, label, scale=scale, digits=2 if scale < 1e6 else 0) if rows else None
+    if len(rows) < 2:
+        return None  # nobody to stand beside
+    return _bars(rows, label, scale=scale, digits=2 if scale < 1e6 else 0)
 
 
 def _bars(rows: list[tuple[str, float]], label: str, *, scale: float, digits: int) -> Figure:

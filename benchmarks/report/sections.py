@@ -255,17 +255,23 @@ def _latency(page: Page, section: Json) -> None:
         f" {section['upstream_delay_ms']:g} ms, from a process of its own; what is measured is"
         f" what the cache adds, or takes away. The embedder is `{section['embedder']}`.",
     )
-    rows = [("bare `GET`", "", duration(_median(reference)), "", "", "", "1")]
+    bare = section["reference"]
+    names = ("p50_s", "p90_s", "p99_s", "p99.9_s")
+    rows = [("bare `GET`", number(bare["count"]), *(duration(bare[n]) for n in names), "1")]
     rows += [
         (
             scene["name"],
             number(scene["count"]),
-            *(duration(scene[name]) for name in ("p50_s", "p90_s", "p99_s", "p99.9_s")),
+            *(duration(scene[name]) for name in names),
             _ratio(scene["blocks_s"], reference),
         )
         for scene in scenes
     ]
     page.table(("", "calls", "p50", "p90", "p99", "p99.9", "in bare `GET`s"), rows)
+    page.say(
+        "*In bare `GET`s*: the lower quartile of each round's calls over that of the `GET`s beside"
+        " it, the median of the rounds. What else the machine does moves it least."
+    )
     page.plots("latency_by_percentile")
     _stages(page, scenes)
 
@@ -274,9 +280,9 @@ def _stages(page: Page, scenes: Sequence[Json]) -> None:
     page.say(
         "### Where the time goes",
         "Means. The embedder and the model's HTTP request are timed around them; the search is"
-        " what Redis says of `FT.SEARCH`; *rest* is everything else: this process, round trips, and"
-        " waiting. What the guards take is the difference between the two kinds of semantic hits,"
-        f" round by round: {_guards_cost(scenes)}.",
+        " what Redis says of `FT.SEARCH`; *rest* is everything else: this process, round trips,"
+        " and waiting. What the guards take is the difference between the two kinds of semantic"
+        f" hits, round by round: {_guards_cost(scenes)}.",
     )
     page.plots("latency_stages")
     names = ("embedding", "search", "upstream", "rest")
@@ -319,10 +325,6 @@ def _guards_cost(scenes: Sequence[Json]) -> str:
         return "too few rounds to tell"
     low, middle, high = (added[round(q * (len(added) - 1))] * 1e6 for q in (0.25, 0.5, 0.75))
     return f"{middle:+.0f} µs (middle half of the rounds: {low:+.0f} to {high:+.0f} µs)"
-
-
-def _median(values: Sequence[float]) -> float | None:
-    return statistics.median(values) if values else None
 
 
 def _ratio(blocks: Sequence[float], reference: Sequence[float]) -> str:
@@ -490,9 +492,10 @@ def _peers(page: Page, section: Json) -> None:
     page.say(
         "## Beside others",
         "On this machine, in this run, on the same Redis, with the same vectors and answers; each"
-        " as its own users call it, in a process and a virtual environment of its own. Durations are"
-        f" taken inside that process, around the call. {number(section.get('entries'))} entries,"
-        f" {number(section.get('dimensions'))} dimensions; a dash is what a library does not do.",
+        " as its own users call it, in a process and a virtual environment of its own. Durations"
+        f" are taken inside that process, around the call. {number(section.get('entries'))}"
+        f" entries, {number(section.get('dimensions'))} dimensions; a dash is what a"
+        " library does not do.",
     )
     crowd = f"{number(section.get('callers'))} callers"
     page.table(
@@ -511,7 +514,7 @@ def _peers(page: Page, section: Json) -> None:
         ],
     )
     page.table(
-        ("", f"{crowd}: p50", "p99", "failed", "FAQ: hits", "wrong", "traps: served wrongly"),
+        ("", f"{crowd}: p50", "p99", "failed", "FAQ: hits", "wrong", "traps: fallen into"),
         [
             (
                 row["name"],
@@ -542,8 +545,8 @@ def _savings(page: Page, section: Json) -> None:
         f"{section['requests']:,} requests of {section['workload']} ({section['source']}),"
         f" replayed for every cell; {number(section['daily_requests'])} requests a day,"
         f" {usd(section['input_usd_per_million'])} and {usd(section['output_usd_per_million'])}"
-        f" per million input and output tokens, {usd(section['redis_usd_per_gb_month'])} a month for a"
-        " gigabyte of Redis.",
+        f" per million input and output tokens, {usd(section['redis_usd_per_gb_month'])} a"
+        " month for a gigabyte of Redis.",
     )
     page.table(
         (
@@ -584,8 +587,8 @@ def _savings(page: Page, section: Json) -> None:
     )
     page.say(
         "Wrong hits are known only where the log has a column `answer_id`. Saved is 30 × requests"
-        " a day × hit rate × tokens × price, with the tokens of the requests that hit. Entries at a"
-        " time are those stored within one TTL at the mean rate of misses: for a TTL longer than"
+        " a day × hit rate × tokens × price, with the tokens of the requests that hit. Entries at"
+        " a time are those stored within one TTL at the mean rate of misses: for a TTL longer than"
         " the log, that is more than there will be."
     )
 

@@ -55,7 +55,7 @@ async def test_a_closed_loop_would_have_shown_it_once():
 async def test_a_stall_of_redis_shows_in_the_open_loop(redis_url, make_cache):
     cache = await make_cache().open()
     await cache.chat("What is the capital of France?")
-    redis = redis_py.Redis.from_url(redis_url)
+    redis: Any = redis_py.Redis.from_url(redis_url)
     calls = itertools.count()
 
     async def ask() -> str:
@@ -225,5 +225,3 @@ async def test_a_call_that_fails_is_counted_by_its_error():
 
     assert meter.errors == {"ConnectionError": 5}
     assert meter.figures()["finished"] == 0
-
-

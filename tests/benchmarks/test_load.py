@@ -274,7 +274,8 @@ def test_histograms_survive_the_way_between_processes():
 
     copy = Latencies.decoded(latencies.encoded())
 
-    assert (copy.count, copy.at(50)) == (1_000, pytest.approx(0.5, rel=0.002))
+    assert copy.count == 1_000
+    assert copy.at(50) == pytest.approx(0.5, rel=0.002)
     assert copy.at(99.9) == pytest.approx(0.999, rel=0.002)
     assert Latencies.decoded(Latencies().encoded()).at(50) is None
 

@@ -46,7 +46,13 @@ def test_a_log_in_csv_with_commas_and_line_ends_in_its_prompts(tmp_path, separat
 
 def test_broken_lines_are_counted_with_their_numbers_and_never_shown(tmp_path):
     good = '{"prompt": "Hello?"}'
-    broken = ['{"prompt": "secret', "[1]", '{"prompt": ""}', '{"prompt": 3}', '{"prompt": "\\ud800"}']
+    broken = [
+        '{"prompt": "secret',
+        "[1]",
+        '{"prompt": ""}',
+        '{"prompt": 3}',
+        '{"prompt": "\\ud800"}',
+    ]
     path = write(tmp_path / "log.jsonl", good, *broken, "", good)
 
     asks, notes = read(path)

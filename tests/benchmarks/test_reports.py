@@ -112,7 +112,9 @@ def test_no_password_is_written(monkeypatch):
 # --- commands ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["run", "hitrate", "latency", "load", "soak", "savings", "compare"])
+@pytest.mark.parametrize(
+    "name", ["run", "hitrate", "latency", "load", "soak", "savings", "compare"]
+)
 def test_every_command_explains_itself(name, capsys):
     with pytest.raises(SystemExit) as ended:
         main([name, "--help"])
