@@ -1,0 +1,1 @@
+"""How often the semantic layer serves, and how often it serves the wrong answer."""
