@@ -74,7 +74,7 @@ def _at_most(wrong: float, trials: float, rate: float) -> float:
 
 
 def _incomplete_beta(x: float, a: float, b: float) -> float:
-    """Return the regularised incomplete beta function, by its continued fraction (DLMF 8.17.22)."""
+    """Return the regularised incomplete beta function, by DLMF 8.17.22."""
     if x <= 0 or x >= 1:
         return float(x >= 1)
     if x > (a + 1) / (a + b + 2):

@@ -154,7 +154,8 @@ def judge_each(prompt: str, candidates: Sequence[Candidate], policy: Policy) -> 
     reading = _Reading(prompt)
     for rank, candidate in enumerate(candidates):
         try:
-            said = policy.judge(candidate.similarity, rank, around, partial(reading.beside, candidate))
+            words = partial(reading.beside, candidate)
+            said = policy.judge(candidate.similarity, rank, around, words)
         except Exception as error:  # noqa: BLE001 - a guard that fails has let nothing pass
             said = Judgement(Verdict.REFUSE, f"guard failed: {type(error).__name__}")
         yield Judged(candidate, said.verdict, said.reason, said.confidence)
@@ -329,7 +330,7 @@ class CalibratedPolicy:
 
     def score(self, values: Sequence[float]) -> float:
         """Return the log-odds that the answer is right, given the values of `FEATURES`."""
-        return self.intercept + sum(map(mul, self.weights, values))
+        return self.intercept + math.fsum(map(mul, self.weights, values))
 
 
 def _logistic(score: float) -> float:
