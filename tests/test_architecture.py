@@ -14,11 +14,11 @@ PACKAGE = Path(__file__).parent.parent / "llm_cache"
 LAYERS = [
     {"cli"},
     {"testing"},
-    {"cache", "_wrap", "_wrap_embeddings"},
+    {"cache", "_wrap", "_wrap_embeddings", "calibrate"},
     {"_engine", "_explain"},
     {"_ends"},
     {"_semantic"},
-    {"_embedding", "_batches"},
+    {"_embedding", "_batches", "_labels", "verify"},
     {"_flight", "_redis", "_http", "_call", "reply", "local", "embedders", "local_chat"},
     {"_core"},
     {"events", "config"},

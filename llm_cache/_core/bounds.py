@@ -28,9 +28,12 @@ def upper_bound(wrong: float, trials: float, confidence: float) -> float:
     return high
 
 
-def clustered_bound(
-    clusters: Iterable[int], trials: int, confidence: float
-) -> float:
+def lower_bound(wrong: float, trials: float, confidence: float) -> float:
+    """Return the rate that is undercut with a probability of at most ``1 - confidence``."""
+    return 1 - upper_bound(trials - wrong, trials, confidence) if trials > 0 else 0.0
+
+
+def clustered_bound(clusters: Iterable[int], trials: int, confidence: float) -> float:
     """`upper_bound` where wrong events come in *clusters* of these sizes.
 
     One wrong entry that is served ten times is one mistake and not ten independent ones. The

@@ -4,7 +4,8 @@ The labels are cut in two. The first third fits the weights and fixes a list of 
 from the strictest to the loosest; none of it is looked at again. On the other two thirds the
 points are tested in that order, each with an exact binomial bound, until one fails: the last that
 held is the result. A fixed order needs no further correction for the number of points tested,
-because a point is reached only if all before it held (Maurer, Hothorn and Lehmacher 1995; Angelopoulos et al. 2021, "Learn then Test").
+because a point is reached only if all before it held (fixed-sequence testing: Maurer, Hothorn and
+Lehmacher 1995; for operating points, Angelopoulos et al. 2021, "Learn then Test").
 
 This is done twice, with a random cut and with one in the order of time. Both must hold.
 """
@@ -34,7 +35,7 @@ Split = Literal["random", "chronological"]
 
 FIT_SHARE: Final = 1 / 3
 """Share of the labels that fits the weights."""
-COVERAGES: Final = tuple(round(0.04 * step, 2) for step in range(1, 25))
+COVERAGES: Final = (0.01, *(round(0.03 * step, 2) for step in range(1, 32)))
 """The operating points: shares of the fitting requests that are served."""
 TOO_NOISY: Final = 0.15
 """With more of the most certain hits wrong than this, the labels say nothing of the prompts."""
@@ -44,6 +45,9 @@ _PER_WEIGHT: Final = 10
 """Labels of the rarer kind that a weight takes to be fitted."""
 _WEIGHED_GUARD: Final = 20
 """Objections of a guard that have to be seen before they are weighed and not simply obeyed."""
+_NOVEL_COUNTS: Final = 5.0
+"""How many times a request counts in the fit that nothing in the log can answer: they are few,
+and what tells them from the others is what a cache most needs to know."""
 _FEW_FEATURES: Final = ("similarity",)
 _MORE_FEATURES: Final = (
     "similarity", "margin", "two_agree", "three_agree", "four_agree",
@@ -111,6 +115,9 @@ class Labels(Protocol):
     def fitting_requests(self) -> int:
         """Return how many requests there are to fit to, those that find nothing included."""
 
+    def novel(self) -> Sequence[Found]:
+        """Return those of the other part that need an answer of their own, with what they find."""
+
     def test(self, accepts: Callable[[Found], bool]) -> Outcome:
         """Return what the other part gets from a cache that serves what *accepts* lets pass."""
 
@@ -121,9 +128,10 @@ def certify(labels: Labels, claim: Claim, split: Split, *, pairs: bool = False) 
     policies = _policies(fitting, labels.fitting_requests(), pairs=pairs)
     tested: list[Point] = []
     kept: tuple[CalibratedPolicy, Point] | None = None
-    enough = _first_hits(claim)
+    enough, novel = _first_hits(claim), labels.novel()
     for policy in policies:
-        point = _point(labels.test(_acceptance(policy)), claim)
+        accepts = _acceptance(policy)
+        point = _point(labels.test(accepts), len(novel), sum(map(accepts, novel)), claim)
         is_last = policy is policies[-1]
         if claim.basis == "hits" and point.hits < enough and not is_last:
             continue
@@ -151,22 +159,22 @@ def _first_hits(claim: Claim) -> int:
     return least
 
 
-def _point(outcome: Outcome, claim: Claim) -> Point:
+def _point(outcome: Outcome, novel: int, novel_answered: int, claim: Claim) -> Point:
     trials = outcome.hits if claim.basis == "hits" else outcome.requests
     sizes = outcome.wrong_by_entry.values()
     bound = clustered_bound(sizes, trials, claim.confidence)
     # Of requests that nothing stored can answer, the cache must not answer more than of all.
     # An observed share, and no bound: few logs hold enough of them for one.
-    answers_the_new = outcome.novel_answered > claim.max_wrong / 2 * max(outcome.novel, 1)
-    is_many = outcome.novel * claim.max_wrong >= 1
+    is_many = novel * claim.max_wrong >= 1
+    answers_the_new = is_many and novel_answered > novel * claim.max_wrong / 2
     return Point(
         requests=outcome.requests,
         hits=outcome.hits,
         wrong=outcome.wrong,
         bound=bound,
-        novel=outcome.novel,
-        novel_answered=outcome.novel_answered,
-        holds=bound <= claim.max_wrong and not (is_many and answers_the_new),
+        novel=novel,
+        novel_answered=novel_answered,
+        holds=bound <= claim.max_wrong and not answers_the_new,
     )
 
 
@@ -185,9 +193,7 @@ def _acceptance(policy: CalibratedPolicy) -> Callable[[Found], bool]:
 # -- the fit
 
 
-def _policies(
-    fitting: Sequence[Found], requests: int, *, pairs: bool
-) -> list[CalibratedPolicy]:
+def _policies(fitting: Sequence[Found], requests: int, *, pairs: bool) -> list[CalibratedPolicy]:
     """Return one policy for each of `COVERAGES`, the strictest first; they differ in one score."""
     if not fitting:
         return []
@@ -202,7 +208,10 @@ def _policies(
     used = _used_features(right[passes], weighed, pairs=pairs)
     if not used or not passes.any():
         return []
-    intercept, weights[used] = fit_logistic(*_with_anchors(rows[passes][:, used], right[passes]))
+    counts = np.array([_NOVEL_COUNTS if found.is_novel else 1.0 for found in fitting])
+    intercept, weights[used] = fit_logistic(
+        *_with_anchors(rows[passes][:, used], right[passes], counts[passes])
+    )
     scores = np.sort(np.where(passes, rows @ weights + intercept, -np.inf))[::-1]
     policies = []
     for coverage in COVERAGES:
@@ -221,20 +230,23 @@ def _policies(
     return policies
 
 
-def _with_anchors(rows: Floats, right: Floats) -> tuple[Floats, Floats]:
+def _with_anchors(rows: Floats, right: Floats, counts: Floats) -> tuple[Floats, Floats, Floats]:
     """Return the labels and, where similarity is all there is to fit, what is known beforehand.
 
     Equal prompts have one answer, unrelated ones have not. So that more similar is never worse,
     however few the labels are, and even if all of them are right.
     """
     if rows.shape[1] > 1:
-        return rows, right
-    return np.vstack([rows, [[0.0], [1.0]]]), np.append(right, [0.0, 1.0])
+        return rows, right, counts
+    ends = [0.0, 1.0]
+    return (
+        np.vstack([rows, np.transpose([ends])]),
+        np.append(right, ends),
+        np.append(counts, [1, 1]),
+    )
 
 
-def _used_features(
-    right: Floats, weighed: frozenset[str], *, pairs: bool
-) -> list[int]:
+def _used_features(right: Floats, weighed: frozenset[str], *, pairs: bool) -> list[int]:
     rarer = min(right.sum(), len(right) - right.sum())
     if rarer < 2 * _PER_WEIGHT:
         names = set(_FEW_FEATURES)

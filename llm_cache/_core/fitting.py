@@ -13,12 +13,15 @@ _MOST_STEPS = 100
 _ENOUGH = 1e-8
 
 
-def fit_logistic(features: Floats, labels: Floats) -> tuple[float, Floats]:
+def fit_logistic(
+    features: Floats, labels: Floats, counts: Floats | None = None
+) -> tuple[float, Floats]:
     """Return the intercept and the weights under which the *labels* are the likeliest.
 
     Args:
         features: of shape (rows, features).
         labels: of shape (rows,), 1 where the answer was right, else 0.
+        counts: of shape (rows,), how many times each row counts; once by default.
 
     Ridge regression by Newton's method. Features that never vary get the weight 0.
     """
@@ -27,25 +30,26 @@ def fit_logistic(features: Floats, labels: Floats) -> tuple[float, Floats]:
     scale = np.where(varies, spread, 1.0)
     standard = np.where(varies, (features - centre) / scale, 0.0)
     rows = np.column_stack([np.ones(len(features)), standard])
-    solution = _newton(rows, labels)
+    solution = _newton(rows, labels, np.ones(len(rows)) if counts is None else counts)
     weights = np.where(varies, solution[1:] / scale, 0.0)
     return float(solution[0] - weights @ centre), weights
 
 
-def _newton(rows: Floats, labels: Floats) -> Floats:
+def _newton(rows: Floats, labels: Floats, counts: Floats) -> Floats:
     """Return the penalised maximum; the intercept, in the first column, is not penalised."""
     penalty = np.full(rows.shape[1], _RIDGE)
     penalty[0] = 1e-3
     solution = np.zeros(rows.shape[1])
-    best = _loss(rows, labels, penalty, solution)
+    best = _loss(rows, labels, counts, penalty, solution)
     for _ in range(_MOST_STEPS):
         likely = _logistic(rows @ solution)
-        gradient = rows.T @ (labels - likely) - penalty * solution
-        curvature = (rows * (likely * (1 - likely))[:, None]).T @ rows + np.diag(penalty)
+        gradient = rows.T @ (counts * (labels - likely)) - penalty * solution
+        spread = counts * likely * (1 - likely)
+        curvature = (rows * spread[:, None]).T @ rows + np.diag(penalty)
         step = np.linalg.solve(curvature, gradient)
         size = 1.0
         # Newton overshoots where nearly everything is separated; half a step does not.
-        while (loss := _loss(rows, labels, penalty, solution + size * step)) > best:
+        while (loss := _loss(rows, labels, counts, penalty, solution + size * step)) > best:
             size /= 2
             if size < 1e-6:
                 return solution
@@ -55,9 +59,11 @@ def _newton(rows: Floats, labels: Floats) -> Floats:
     return solution
 
 
-def _loss(rows: Floats, labels: Floats, penalty: Floats, solution: Floats) -> float:
+def _loss(
+    rows: Floats, labels: Floats, counts: Floats, penalty: Floats, solution: Floats
+) -> float:
     score = rows @ solution
-    likelihood = labels @ score - np.logaddexp(0, score).sum()
+    likelihood = counts @ (labels * score - np.logaddexp(0, score))
     return float(-likelihood + 0.5 * (penalty * solution) @ solution)
 
 

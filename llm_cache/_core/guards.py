@@ -491,5 +491,8 @@ _GUARDS: Final[tuple[tuple[str, _Guard], ...]] = (
     ("constraint", _governed),
     ("relation", _substituted),
 )
+VERSION: Final = 1
+"""Grows when guards object to other pairs than before: policies that weigh them are then void."""
+
 REASONS: Final = tuple(dict.fromkeys(name for name, _ in _GUARDS))
 """The names of all guards."""

@@ -96,11 +96,6 @@ class Neighbourhood:
         return self.similarities[0] - last
 
     @property
-    def agreement(self) -> int:
-        """How many of the candidates have the answer of the nearest, itself included."""
-        return self.groups.count(self.groups[0])
-
-    @property
     def stands_alone(self) -> bool:
         """Whether there are other entries, all of them far behind the nearest candidate."""
         known = len(self.similarities) >= NEIGHBOURS
@@ -246,6 +241,9 @@ FEATURES: Final = (
     "margin_squared",
     "similarity_margin",
     "second_similarity",
+    "third_similarity",
+    "fourth_similarity",
+    "agreeing_similarity",
     "two_agree",
     "three_agree",
     "four_agree",
@@ -256,21 +254,28 @@ FEATURES: Final = (
     *_RULED_BY_WORDS,
 )
 """What a calibrated policy weighs, in the order of `features`."""
-NEIGHBOURHOOD_FEATURES: Final = frozenset(FEATURES[2:10])
+NEIGHBOURHOOD_FEATURES: Final = frozenset(FEATURES[2:13])
 """Those that labelled pairs cannot show."""
 
 
 def features(around: Neighbourhood, words: guards.Comparison) -> list[float]:
     """Return the values of `FEATURES` for the nearest candidate."""
-    similarity, margin, agreement = around.similarities[0], around.margin, around.agreement
-    count = len(around.groups)
+    margin, count = around.margin, len(around.groups)
+    padded = (*around.similarities, 0.0, 0.0, 0.0)
+    similarity = padded[0]
+    own = around.groups[0]
+    agreeing = [s for s, group in zip(padded, around.groups, strict=False) if group == own]
+    agreement = len(agreeing)
     values = [
         similarity,
         similarity * similarity,
         margin,
         margin * margin,
         similarity * margin,
-        around.similarities[1] if count > 1 else 0.0,
+        padded[1],
+        padded[2],
+        padded[3],
+        math.fsum(agreeing),
         float(agreement == 2),
         float(agreement == 3),
         float(agreement >= 4),

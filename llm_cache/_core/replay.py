@@ -61,6 +61,8 @@ class Found:
     words: guards.Comparison
     is_right: bool
     """Whether the nearest entry holds the answer that the request needs."""
+    is_novel: bool = False
+    """Whether no other request of the log needs the same answer."""
 
 
 Accepts = Callable[[Found], bool]
@@ -73,9 +75,6 @@ class Outcome:
     requests: int = 0
     hits: int = 0
     wrong_by_entry: Counter[int] = field(default_factory=Counter)
-    novel: int = 0
-    """Requests that no other request shares the answer of."""
-    novel_answered: int = 0
 
     @property
     def wrong(self) -> int:
@@ -104,6 +103,14 @@ class Stream:
         found = (self._find(at, stored) for at in range(until))
         return [one for one in found if one is not None]
 
+    def novel(self, *, since: int) -> list[Found]:
+        """Return what the requests *since* there that need an answer of their own find.
+
+        All other requests of the stream are stored, the later ones too: every hit is wrong, and a
+        cache that holds as much as it ever will is where there is most to be wrong with.
+        """
+        return [self._find_anywhere(at) for at in range(since, len(self)) if self._is_novel[at]]
+
     def replay(self, accepts: Accepts, *, count_from: int = 0) -> Outcome:
         """Replay the stream through an empty cache that serves what *accepts* lets pass.
 
@@ -116,22 +123,20 @@ class Stream:
             is_hit = found is not None and accepts(found)
             stored[at] = not is_hit
             if at >= count_from:
-                self._count(outcome, at, found if is_hit else None)
+                _count(outcome, found if is_hit else None)
         return outcome
 
-    def _count(self, outcome: Outcome, at: int, hit: Found | None) -> None:
-        outcome.requests += 1
-        outcome.novel += self._is_novel[at]
-        if hit is not None:
-            outcome.hits += 1
-            outcome.novel_answered += self._is_novel[at]
-            if not hit.is_right:
-                outcome.wrong_by_entry[hit.entry] += 1
+    def _find_anywhere(self, at: int) -> Found:
+        near = self._vectors @ self._vectors[at]
+        near[at] = -np.inf
+        best = np.argsort(-near, kind="stable")[: min(NEIGHBOURS, len(self) - 1)]
+        return self._describe(at, best.tolist(), near[best].tolist())
 
     def _find(self, at: int, stored: npt.NDArray[np.bool_]) -> Found | None:
         places, similarities = self._nearest_stored(at, stored)
-        if not places:
-            return None
+        return self._describe(at, places, similarities) if places else None
+
+    def _describe(self, at: int, places: list[int], similarities: list[float]) -> Found:
         groups = [self._answers[place] for place in places]
         return Found(
             request=at,
@@ -139,6 +144,7 @@ class Stream:
             around=Neighbourhood(tuple(similarities), tuple(groups)),
             words=self._prompts.compare(self._order[at], self._order[places[0]]),
             is_right=groups[0] == self._answers[at],
+            is_novel=self._is_novel[at],
         )
 
     def _nearest_stored(
@@ -153,6 +159,14 @@ class Stream:
         near = self._vectors[earlier] @ self._vectors[at]
         best = np.argsort(-near, kind="stable")[:NEIGHBOURS]
         return earlier[best].tolist(), near[best].tolist()
+
+
+def _count(outcome: Outcome, hit: Found | None) -> None:
+    outcome.requests += 1
+    if hit is not None:
+        outcome.hits += 1
+        if not hit.is_right:
+            outcome.wrong_by_entry[hit.entry] += 1
 
 
 def _nearest_earlier(

@@ -21,6 +21,7 @@ LISTED_LANGUAGE: Final = "en"
 _READ_CHARS: Final = 16_384
 _READ_TOKENS: Final = 512
 
+
 @dataclass(frozen=True, slots=True)
 class Signature:
     """What the guards need to know of a prompt, in place of its text.
