@@ -144,7 +144,7 @@ async def calibrate(
     labelled = await read_labels(rows, embedder, vectors)
     dimensions = labelled.dimensions or embedder.dimensions or await probe_dimensions(embedder)
     results = await asyncio.to_thread(_certify_all, labelled, claim, seed)
-    kept, policy, point = _stricter(results, labelled, claim)
+    kept, policy, point = _stricter(results, len(labelled), claim)
     certificate = Certificate(
         claim=claim,
         labels=len(labelled),
@@ -188,44 +188,54 @@ def _certify_all(labelled: Labelled, claim: Claim, seed: int) -> tuple[SplitResu
 
 
 def _stricter(
-    results: Sequence[SplitResult], labelled: Labelled, claim: Claim
+    results: Sequence[SplitResult], labels: int, claim: Claim
 ) -> tuple[SplitResult, CalibratedPolicy, Point]:
     """Return the result that serves less; both ways to cut the labels have to hold."""
     held = []
     for result in results:
         if result.policy is None or result.point is None:
-            raise _refusal(result, labelled, claim)
+            raise _refusal(result, labels, claim)
+        _refuse_noise(result.point, labels, claim)
         held.append((result, result.policy, result.point))
     return min(held, key=lambda one: one[2].hit_rate)
 
 
-def _refusal(result: SplitResult, labelled: Labelled, claim: Claim) -> CalibrationRefused:
-    labels = len(labelled)
+def _refusal(result: SplitResult, labels: int, claim: Claim) -> CalibrationRefused:
+    """Return why no operating point of *result* holds, and what would help."""
+    fewest = _fewest(claim)
+    if labels < fewest:
+        return CalibrationRefused(
+            f"{labels:,} labels are too few for at most {claim.max_wrong:.2%} wrong"
+            f" {claim.basis} with {claim.confidence:.0%} confidence: it takes {fewest:,} even if"
+            " no hit is wrong",
+            labels,
+            fewest - labels,
+        )
     strictest = next((point for point in result.tested if point.hits), None)
     if strictest is None:
-        return CalibrationRefused(
-            "of these labels nothing is similar enough to be served",
-            labels,
-            max(0, _fewest(claim) - labels) or None,
-        )
-    observed = strictest.wrong_per_hit
-    if lower_bound(strictest.wrong, strictest.hits, claim.confidence) > TOO_NOISY:
-        return CalibrationRefused(
-            f"the labels are too noisy, or the prompts too alike: of the most certain hits"
-            f" {observed:.0%} are labelled wrong",
-            labels,
-        )
-    rate = observed if claim.basis == "hits" else strictest.wrong_per_request
-    trials = strictest.hits if claim.basis == "hits" else strictest.requests
-    needed = trials_needed(rate, claim.max_wrong, claim.confidence)
+        return CalibrationRefused("nothing in these labels is similar enough to be served", labels)
+    per_hit = claim.basis == "hits"
+    trials = strictest.hits if per_hit else strictest.requests
+    rate = strictest.wrong_per_hit if per_hit else strictest.wrong_per_request
     reason = (
         f"at its strictest, the policy was wrong in {strictest.wrong:,} of {trials:,}"
-        f" {claim.basis} ({result.split} split); that is no evidence for at most"
+        f" {claim.basis} ({result.split} split), which does not show at most"
         f" {claim.max_wrong:.2%} with {claim.confidence:.0%} confidence"
     )
+    needed = trials_needed(rate, claim.max_wrong, claim.confidence)
     if needed is None:
         return CalibrationRefused(reason, labels)
     return CalibrationRefused(reason, labels, max(1, math.ceil(labels * (needed / trials - 1))))
+
+
+def _refuse_noise(point: Point, labels: int, claim: Claim) -> None:
+    """Refuse where hits are rare enough to be harmless, but no better than chance."""
+    if lower_bound(point.wrong, point.hits, claim.confidence) > TOO_NOISY:
+        raise CalibrationRefused(
+            "the labels are too noisy, or the prompts too alike: of the most certain hits"
+            f" {point.wrong_per_hit:.0%} are labelled wrong",
+            labels,
+        )
 
 
 def _fewest(claim: Claim) -> int:

@@ -28,7 +28,7 @@ from llm_cache._core.hit_policy import (
     CalibratedPolicy,
     features,
 )
-from llm_cache._core.replay import Found, Outcome
+from llm_cache._core.replay import Found, Outcome, Scores, acceptance
 
 Basis = Literal["hits", "requests"]
 Split = Literal["random", "chronological"]
@@ -129,9 +129,11 @@ def certify(labels: Labels, claim: Claim, split: Split, *, pairs: bool = False) 
     tested: list[Point] = []
     kept: tuple[CalibratedPolicy, Point] | None = None
     enough, novel = _first_hits(claim), labels.novel()
+    known: Scores = {}
     for policy in policies:
-        accepts = _acceptance(policy)
-        point = _point(labels.test(accepts), len(novel), sum(map(accepts, novel)), claim)
+        accepts = acceptance(policy, known)
+        answered = sum(map(acceptance(policy), novel))
+        point = _point(labels.test(accepts), len(novel), answered, claim)
         is_last = policy is policies[-1]
         if claim.basis == "hits" and point.hits < enough and not is_last:
             continue
@@ -176,18 +178,6 @@ def _point(outcome: Outcome, novel: int, novel_answered: int, claim: Claim) -> P
         novel_answered=novel_answered,
         holds=bound <= claim.max_wrong and not answers_the_new,
     )
-
-
-def _acceptance(policy: CalibratedPolicy) -> Callable[[Found], bool]:
-    weighed, least = policy.weighed_guards, policy.least_score
-
-    def accepts(found: Found) -> bool:
-        objection = found.words.objection
-        if objection is not None and objection not in weighed:
-            return False
-        return policy.score(features(found.around, found.words)) >= least
-
-    return accepts
 
 
 # -- the fit

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_cache._core import guards
-from llm_cache._core.hit_policy import NEIGHBOURS, Neighbourhood
+from llm_cache._core.hit_policy import NEIGHBOURS, CalibratedPolicy, Neighbourhood, features
 
 Vectors = npt.NDArray[np.float32]
 
@@ -66,6 +66,31 @@ class Found:
 
 
 Accepts = Callable[[Found], bool]
+
+
+Scores = dict[tuple[int, tuple[float, ...]], float]
+"""Scores by request and the similarities of what it found."""
+
+
+def acceptance(policy: CalibratedPolicy, known: Scores | None = None) -> Accepts:
+    """Return what *policy* lets pass; the same as its `judge`, without what that explains.
+
+    Policies that differ in nothing but `least_score` may share what is *known*.
+    """
+    weighed, least = policy.weighed_guards, policy.least_score
+    scores: Scores = {} if known is None else known
+
+    def accepts(found: Found) -> bool:
+        objection = found.words.objection
+        if objection is not None and objection not in weighed:
+            return False
+        place = found.request, found.around.similarities
+        score = scores.get(place)
+        if score is None:
+            score = scores[place] = policy.score(features(found.around, found.words))
+        return score >= least
+
+    return accepts
 
 
 @dataclass(slots=True)
