@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_cache._core import policy_file
-from llm_cache._core.bounds import lower_bound, trials_needed
+from llm_cache._core.bounds import trials_needed, upper_bound
 from llm_cache._core.certify import (
     FIT_SHARE,
     TOO_NOISY,
@@ -229,11 +229,11 @@ def _refusal(result: SplitResult, labels: int, claim: Claim) -> CalibrationRefus
 
 
 def _refuse_noise(point: Point, labels: int, claim: Claim) -> None:
-    """Refuse where hits are rare enough to be harmless, but no better than chance."""
-    if lower_bound(point.wrong, point.hits, claim.confidence) > TOO_NOISY:
+    """Refuse where wrong hits are rare only because hits are, and no better than noise."""
+    if upper_bound(point.wrong, point.hits, claim.confidence) > TOO_NOISY:
         raise CalibrationRefused(
-            "the labels are too noisy, or the prompts too alike: of the most certain hits"
-            f" {point.wrong_per_hit:.0%} are labelled wrong",
+            f"the labels are too noisy, or the prompts too alike: of {point.hits:,} hits that were"
+            f" the most certain {point.wrong:,} are labelled wrong",
             labels,
         )
 

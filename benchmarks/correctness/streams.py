@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -63,6 +62,9 @@ class Workload:
     requests: Sequence[Request]
     vectors: Vectors
 
+    _prompts: Prompts = field(init=False)
+    _answers: list[str] = field(init=False)
+
     def __post_init__(self) -> None:
         self._prompts = Prompts([request.prompt for request in self.requests], self.vectors)
         self._answers = [request.answer_id for request in self.requests]
@@ -72,14 +74,20 @@ class Workload:
         order = np.random.default_rng(seed).permutation(len(self.requests)).tolist()
         return order, Stream(self._prompts, self._answers, order)
 
-    def calibrated(self, order: Sequence[int], **options: Any) -> CalibratedPolicy | None:
+    def calibrated(self, order: Sequence[int]) -> CalibratedPolicy | None:
         """Return the policy for the first half of *order*, or `None` if it was refused."""
         first = list(order[: len(order) // 2])
         log = [LoggedRequest(self.requests[i].prompt, self.requests[i].answer_id) for i in first]
-        options = {"max_wrong": MAX_WRONG, "basis": "requests", "confidence": CONFIDENCE} | options
         try:
             calibration = asyncio.run(
-                calibrate(log, embedder=LocalEmbedder(), vectors=self.vectors[first], **options)
+                calibrate(
+                    log,
+                    embedder=LocalEmbedder(),
+                    vectors=self.vectors[first],
+                    max_wrong=MAX_WRONG,
+                    basis="requests",
+                    confidence=CONFIDENCE,
+                )
             )
         except CalibrationRefused:
             return None
@@ -108,14 +116,19 @@ def calibrated_halves(workload: Workload, seeds: Sequence[int]) -> Iterator[Half
     for seed in seeds:
         order, stream = workload.stream(seed)
         policy = workload.calibrated(order)
-        yield policy and workload.second_half(order, stream, acceptance(policy))
+        if policy is None:
+            yield None
+        else:
+            yield workload.second_half(order, stream, acceptance(policy))
 
 
 def best_fixed_threshold(workload: Workload, seed: int) -> tuple[float, Half]:
     """Return the lowest threshold that keeps the bound in the second half, known afterwards."""
     order, stream = workload.stream(seed)
     for threshold in _THRESHOLDS:
-        half = workload.second_half(order, stream, rule(ThresholdPolicy(threshold, False)))
+        half = workload.second_half(
+            order, stream, rule(ThresholdPolicy(threshold, is_guarded=False))
+        )
         if half.wrong_rate <= MAX_WRONG:
             return threshold, half
     raise RuntimeError("no threshold keeps the bound")

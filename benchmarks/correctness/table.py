@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from benchmarks.correctness.datasets import Pair
 from benchmarks.correctness.vectors import embed
 from llm_cache import LocalEmbedder
 from llm_cache._core.hit_policy import Policy, ThresholdPolicy, decide
 from llm_cache._core.types import Candidate
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 GPTCACHE_SIMILARITY = 0.6
 """What GPTCache's default accepts. `SearchDistanceEvaluation(max_distance=4.0)` scores unit

@@ -37,8 +37,8 @@ FIT_SHARE: Final = 1 / 3
 """Share of the labels that fits the weights."""
 COVERAGES: Final = (0.01, *(round(0.03 * step, 2) for step in range(1, 32)))
 """The operating points: shares of the fitting requests that are served."""
-TOO_NOISY: Final = 0.15
-"""With more of the most certain hits wrong than this, the labels say nothing of the prompts."""
+TOO_NOISY: Final = 0.2
+"""Where it is not shown that fewer hits than this are wrong, the labels say nothing."""
 _ENOUGH_HITS: Final = 3
 """The first point tested has hits enough for the bound to hold with this many wrong ones."""
 _PER_WEIGHT: Final = 10

@@ -112,6 +112,10 @@ class Keys:
         """Key of the kept vector of a text in one vector space (string)."""
         return f"{self.namespace}:emb:{space}:{{{digest}}}"
 
+    def policy(self, space: str) -> str:
+        """Key of the calibrated policies of one vector space (hash, by tenant)."""
+        return f"{self.namespace}:policy:{space}"
+
     @property
     def epoch(self) -> str:
         """Key of the token that moves with every invalidation (string)."""

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 import llm_cache
-from llm_cache.cli import chat, demo, doctor, explain, failures, stats
+from llm_cache.cli import chat, demo, doctor, explain, failures, stats, tune
 from llm_cache.cli.screen import complain
 from llm_cache.errors import InvalidRequest
 
@@ -49,6 +49,7 @@ def make_app() -> typer.Typer:
     app.command(epilog=EXIT_CODES)(chat.chat)
     app.command(epilog=EXIT_CODES)(explain.explain)
     app.command(epilog=EXIT_CODES)(stats.stats)
+    app.command(epilog=EXIT_CODES)(tune.tune)
     app.command(epilog=doctor.EXIT_CODES)(doctor.doctor)
     return app
 
