@@ -1,25 +1,32 @@
 """Verifiers, and how asking one fails closed."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from llm_cache.errors import ConfigurationError
 from llm_cache.testing import ScriptedUpstream
-from llm_cache.verify import CrossEncoderVerifier, LLMVerifier, is_verified, same_text
+from llm_cache.verify import (
+    CrossEncoderVerifier,
+    LLMVerifier,
+    Verifier,
+    is_verified,
+    same_text,
+)
 
 
 class Saying:
-    def __init__(self, said):
+    def __init__(self, said: Any) -> None:
         self.said = said
 
-    async def verify(self, new, cached, answer):
+    async def verify(self, new: str, cached: str, answer: str) -> Any:
         if isinstance(self.said, BaseException):
             raise self.said
         return self.said
 
 
-async def asked(verifier, timeout_s=5.0):
+async def asked(verifier: Verifier, timeout_s: float = 5.0) -> tuple[bool, str]:
     said = await is_verified(verifier, "new?", "old?", "answer", timeout_s=timeout_s)
     return said.is_right, said.reason
 
@@ -41,8 +48,9 @@ async def test_only_true_is_yes(said, outcome):
 
 async def test_a_verifier_that_hangs_has_not_agreed():
     class Hanging:
-        async def verify(self, new, cached, answer):
+        async def verify(self, new: str, cached: str, answer: str) -> bool:
             await asyncio.Event().wait()
+            return True
 
     assert await asked(Hanging(), timeout_s=0.01) == (False, "timeout")
 

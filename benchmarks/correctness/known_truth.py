@@ -26,7 +26,7 @@ Floats = npt.NDArray[np.float64]
 
 MAX_WRONG = 0.05
 CONFIDENCE = 0.95
-_FRESH = 4_000
+_FRESH = 3_000
 _LETTERS = "bcdfghjklmnpqrstvwxz"
 
 
@@ -55,13 +55,13 @@ class KnownTruth:
         return self.broken <= self.allowed
 
 
-def pairs(logs: int, *, basis: Basis, seed: int = 0, rows: int = 1_200) -> KnownTruth:
+def pairs(logs: int, *, basis: Basis, seed: int = 0, rows: int = 800) -> KnownTruth:
     """Return how often the bound breaks on *logs* of pairs with known chances of being right."""
     results = (_one_of_pairs(np.random.default_rng((seed, n)), rows, basis) for n in range(logs))
     return _summary("pairs", basis, logs, results)
 
 
-def streams(logs: int, *, basis: Basis, seed: int = 0, rows: int = 900) -> KnownTruth:
+def streams(logs: int, *, basis: Basis, seed: int = 0, rows: int = 500) -> KnownTruth:
     """Return how often the bound breaks on *logs* of requests with vectors around known topics."""
     results = (_one_stream(np.random.default_rng((seed, n)), rows, basis) for n in range(logs))
     return _summary("streams", basis, logs, results)

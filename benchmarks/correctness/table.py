@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.correctness import peers
 from benchmarks.correctness.datasets import Pair
-from benchmarks.correctness.vectors import embed
+from benchmarks.correctness.vectors import Vectors, embed
 from llm_cache import LocalEmbedder
 from llm_cache._core.hit_policy import Policy, ThresholdPolicy, decide
 from llm_cache._core.types import Candidate
@@ -42,11 +44,9 @@ class Row:
 
 
 def rules(calibrated: Policy | None) -> dict[str, Serves]:
-    """Return the rules to compare, by name."""
+    """Return our rules, by name."""
     threshold = LocalEmbedder.similarity_threshold
     found = {
-        f"GPTCache's default (cosine from {GPTCACHE_SIMILARITY})": _from(GPTCACHE_SIMILARITY),
-        f"RedisVL's default (cosine from {REDISVL_SIMILARITY})": _from(REDISVL_SIMILARITY),
         f"no guard, similarity from {threshold}": _from(threshold),
         f"guards, similarity from {threshold} (the default)": _by(ThresholdPolicy(threshold)),
     }
@@ -55,25 +55,55 @@ def rules(calibrated: Policy | None) -> dict[str, Serves]:
     return found
 
 
-def rows(pairs: Sequence[Pair], name: str, compared: dict[str, Serves]) -> list[Row]:
-    """Return what each of the *compared* rules does to *pairs*."""
-    similarities = similarity(pairs, name).tolist()
-    return [_row(rule, serves, pairs, similarities) for rule, serves in compared.items()]
+def documented_peers() -> dict[str, Serves]:
+    """Return what the peers' documentation says that they accept by default, by name."""
+    return {
+        f"GPTCache's documented default (cosine from {GPTCACHE_SIMILARITY})": _from(
+            GPTCACHE_SIMILARITY
+        ),
+        f"RedisVL's documented default (cosine from {REDISVL_SIMILARITY})": _from(
+            REDISVL_SIMILARITY
+        ),
+    }
+
+
+def rows(
+    pairs: Sequence[Pair], name: str, calibrated: Policy | None, peers_python: Path | None
+) -> list[Row]:
+    """Return what the peers' rules and ours do to *pairs*.
+
+    The peers' own packages are asked where *peers_python* has them.
+    """
+    cached, asked = _vectors(pairs, name)
+    similarities = (cached * asked).sum(axis=1).tolist()
+    compared = rules(calibrated)
+    found = []
+    if peers_python is None:
+        compared = documented_peers() | compared
+    else:
+        found = [_shares(p.name, p.served, pairs) for p in peers.ask(peers_python, cached, asked)]
+    for rule, serves in compared.items():
+        both = zip(pairs, similarities, strict=True)
+        found.append(_shares(rule, [serves(pair, cosine) for pair, cosine in both], pairs))
+    return found
 
 
 def similarity(pairs: Sequence[Pair], name: str) -> npt.NDArray[np.float32]:
     """Return the cosine of each pair, by `LocalEmbedder`."""
-    vectors = embed([pair.a for pair in pairs] + [pair.b for pair in pairs], name=name)
-    cosines: npt.NDArray[np.float32] = (vectors[: len(pairs)] * vectors[len(pairs) :]).sum(axis=1)
+    cached, asked = _vectors(pairs, name)
+    cosines: npt.NDArray[np.float32] = (cached * asked).sum(axis=1)
     return cosines
 
 
-def _row(rule: str, serves: Serves, pairs: Sequence[Pair], similarities: Sequence[float]) -> Row:
-    served = {True: [0, 0], False: [0, 0]}
-    for pair, cosine in zip(pairs, similarities, strict=True):
-        served[pair.same][0] += serves(pair, cosine)
-        served[pair.same][1] += 1
-    return Row(rule, *(hits / max(of, 1) for hits, of in (served[True], served[False])))
+def _vectors(pairs: Sequence[Pair], name: str) -> tuple[Vectors, Vectors]:
+    vectors = embed([pair.a for pair in pairs] + [pair.b for pair in pairs], name=name)
+    return vectors[: len(pairs)], vectors[len(pairs) :]
+
+
+def _shares(rule: str, served: Sequence[bool], pairs: Sequence[Pair]) -> Row:
+    right = [hit for hit, pair in zip(served, pairs, strict=True) if pair.same]
+    traps = [hit for hit, pair in zip(served, pairs, strict=True) if not pair.same]
+    return Row(rule, sum(right) / max(len(right), 1), sum(traps) / max(len(traps), 1))
 
 
 def _from(threshold: float) -> Serves:

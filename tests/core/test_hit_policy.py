@@ -1,5 +1,8 @@
 """Which of the nearest candidates may answer."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import pytest
 
 from llm_cache._core import guards
@@ -7,6 +10,7 @@ from llm_cache._core.hit_policy import (
     FEATURES,
     CalibratedPolicy,
     Neighbourhood,
+    Policy,
     ThresholdPolicy,
     Verdict,
     decide,
@@ -19,15 +23,22 @@ ASKED = "How do I reset my password?"
 PARAPHRASE = "How can I reset my password?"
 
 
-def candidate(similarity, prompt=PARAPHRASE, *, digest="a", group="", signature=b""):
+def candidate(
+    similarity: float,
+    prompt: Any = PARAPHRASE,
+    *,
+    digest: str = "a",
+    group: str = "",
+    signature: bytes = b"",
+) -> Candidate:
     return Candidate(f"key {digest}", digest, prompt, similarity, group, signature)
 
 
-def served(candidates, policy, prompt=ASKED):
+def served(candidates: list[Candidate], policy: Policy, prompt: str = ASKED) -> list[str]:
     return [c.digest for c in decide(prompt, candidates, policy).served]
 
 
-def reasons(candidates, policy, prompt=ASKED):
+def reasons(candidates: list[Candidate], policy: Policy, prompt: str = ASKED) -> list[str]:
     return [judged.reason for judged in decide(prompt, candidates, policy).judged]
 
 
@@ -89,7 +100,7 @@ def test_a_language_without_word_lists_has_a_stricter_threshold(prompt, cached):
     ]
 
 
-def crowd(nearest, others):
+def crowd(nearest: float, others: list[float]) -> list[Candidate]:
     return [candidate(nearest)] + [
         candidate(similarity, "What is the weather?", digest=str(similarity))
         for similarity in others
@@ -135,7 +146,9 @@ def test_the_margin_is_to_the_nearest_rival_of_another_answer():
     assert Neighbourhood((0.9,), ("x",)).margin == pytest.approx(0.9)
 
 
-def weighing(least_score=0.0, weighed=(), **weights):
+def weighing(
+    least_score: float = 0.0, weighed: Iterable[str] = (), **weights: float
+) -> CalibratedPolicy:
     values = tuple(weights.get(name.replace(":", "_"), 0.0) for name in FEATURES)
     return CalibratedPolicy(0.0, values, least_score, frozenset(weighed))
 

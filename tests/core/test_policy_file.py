@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ STORED = StoredPolicy(
 )
 
 
-def altered(**fields):
+def altered(**fields: Any) -> bytes:
     return json.dumps({**json.loads(encode(STORED)), **fields}).encode()
 
 
@@ -64,7 +65,7 @@ def test_a_policy_of_another_embedder_is_void():
         b"\x80\x04",
         b"[" * 100_000,
         altered(format="something"),
-        altered(version=True and "1"),
+        altered(version="1"),
         altered(weights={"unheard of": 1.0}),
         altered(weights={"similarity": "1"}),
         altered(weights=None),
