@@ -1,4 +1,7 @@
-"""`python -m benchmarks`: run the benchmarks and print what they measured."""
+"""`python -m benchmarks`: run the benchmarks and print what they measured.
+
+`python -m benchmarks correctness --help` tells of another one: how often hits are right.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,10 @@ from benchmarks.micro import concurrent, exact, lag, recall, stream
 
 def main() -> None:
     """Parse the arguments and run."""
+    if sys.argv[1:2] == ["correctness"]:
+        from benchmarks import correctness
+
+        correctness.main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--redis-url", default="embedded://", help="default: an embedded server")
     parser.add_argument("--data", type=Path, help="folder with banking77_{train,test}.csv.gz")

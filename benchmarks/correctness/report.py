@@ -14,6 +14,7 @@ from llm_cache import LocalEmbedder
 from llm_cache._core.hit_policy import ThresholdPolicy
 
 _FIRST_SEED = 1_000
+_PAIRS_MAX_WRONG = 0.03
 _SIMILAR = (
     "How can I change the delivery address of my order?",
     "Can I change the shipping address on an order?",
@@ -33,7 +34,7 @@ def lines(data: Path, resamples: int, logs: int, peers_python: Path | None) -> I
     yield ""
     yield from _words()
     banking, clinc = _workload(data, "banking77"), _workload(data, "clinc150")
-    yield from _table(data, banking, peers_python)
+    yield from _table(data, peers_python)
     yield from _faq(data)
     yield from _streams(banking, clinc, resamples)
     yield from _refusals(data, banking)
@@ -55,26 +56,28 @@ def _workload(data: Path, name: str) -> Workload:
     return Workload(name, requests, vectors)
 
 
-def _table(data: Path, banking: Workload, peers_python: Path | None) -> Iterator[str]:
-    policy = banking.calibrated(banking.stream(_FIRST_SEED)[0])
+def _table(data: Path, peers_python: Path | None) -> Iterator[str]:
+    pairs = datasets.qqp(data)
+    policy = table.calibrated(pairs[::2], "qqp-even", max_wrong=_PAIRS_MAX_WRONG)
     sets = {
-        "traps": ("Traps: near-identical prompts", datasets.traps(data)),
-        "qqp": ("Question pairs of Quora (labels are noisy)", datasets.qqp(data)),
+        "traps": ("Near-identical prompts", datasets.traps(data)),
+        "qqp-odd": ("Question pairs of Quora, whose labels are noisy", pairs[1::2]),
     }
     yield "## Served, and traps served"
     yield ""
-    yield "The first prompt of a pair is in the cache, the second is asked. All rules see the same"
-    yield "embeddings. Rows with a version ask the peer's own package, others apply its documented"
-    yield "default. The calibrated policy was fitted to Banking77, which knows no traps, and is"
-    yield "certified for requests like those alone."
+    yield "The first prompt of a pair is in the cache, the second is asked; a pair that needs two"
+    yield "answers is a trap. All rules see the same embeddings. Rows with a version ask the peer's"
+    yield "own package, others apply its documented default. The policy is calibrated on the other"
+    yield f"half of Quora's pairs, at {_PAIRS_MAX_WRONG:.0%} wrong hits per request; pairs show no"
+    yield "neighbourhood, so it has similarity, words and guards to go by."
     yield ""
-    for name, (title, pairs) in sets.items():
-        yield f"{title}: {sum(p.same for p in pairs):,} pairs with one answer,"
-        yield f"{sum(not p.same for p in pairs):,} with two."
+    for name, (title, rows) in sets.items():
+        same = sum(pair.same for pair in rows)
+        yield f"{title}: {same:,} pairs with one answer, {len(rows) - same:,} with two."
         yield ""
         yield "| rule | served | traps served |"
         yield "|---|---|---|"
-        for row in table.rows(pairs, name, policy, peers_python):
+        for row in table.rows(rows, name, policy, peers_python):
             yield f"| {row.rule} | {row.served:.1%} | {row.traps_served:.1%} |"
         yield ""
 

@@ -6,6 +6,7 @@ hit is right, and else the trap has closed.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from benchmarks.correctness.vectors import Vectors, embed
 from llm_cache import LocalEmbedder
 from llm_cache._core.hit_policy import Policy, ThresholdPolicy, decide
 from llm_cache._core.types import Candidate
+from llm_cache.calibrate import LabelledPair, calibrate
+from llm_cache.errors import CalibrationRefused
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,11 +84,24 @@ def rows(
     if peers_python is None:
         compared = documented_peers() | compared
     else:
-        found = [_shares(p.name, p.served, pairs) for p in peers.ask(peers_python, cached, asked)]
+        found = [shares(p.name, p.served, pairs) for p in peers.ask(peers_python, cached, asked)]
     for rule, serves in compared.items():
         both = zip(pairs, similarities, strict=True)
-        found.append(_shares(rule, [serves(pair, cosine) for pair, cosine in both], pairs))
+        found.append(shares(rule, [serves(pair, cosine) for pair, cosine in both], pairs))
     return found
+
+
+def calibrated(pairs: Sequence[Pair], name: str, *, max_wrong: float) -> Policy | None:
+    """Return the policy for *pairs* at *max_wrong* wrong hits per request, `None` if refused."""
+    cosines = similarity(pairs, name).tolist()
+    log = [LabelledPair(p.b, p.a, p.same, s) for p, s in zip(pairs, cosines, strict=True)]
+    try:
+        calibration = asyncio.run(
+            calibrate(log, embedder=LocalEmbedder(), max_wrong=max_wrong, basis="requests")
+        )
+    except CalibrationRefused:
+        return None
+    return calibration.policy
 
 
 def similarity(pairs: Sequence[Pair], name: str) -> npt.NDArray[np.float32]:
@@ -100,7 +116,8 @@ def _vectors(pairs: Sequence[Pair], name: str) -> tuple[Vectors, Vectors]:
     return vectors[: len(pairs)], vectors[len(pairs) :]
 
 
-def _shares(rule: str, served: Sequence[bool], pairs: Sequence[Pair]) -> Row:
+def shares(rule: str, served: Sequence[bool], pairs: Sequence[Pair]) -> Row:
+    """Return the row of a *rule* that has *served* these of the pairs."""
     right = [hit for hit, pair in zip(served, pairs, strict=True) if pair.same]
     traps = [hit for hit, pair in zip(served, pairs, strict=True) if not pair.same]
     return Row(rule, sum(right) / max(len(right), 1), sum(traps) / max(len(traps), 1))

@@ -43,6 +43,9 @@ _ENOUGH_HITS: Final = 3
 """The first point tested has hits enough for the bound to hold with this many wrong ones."""
 _PER_WEIGHT: Final = 10
 """Labels of the rarer kind that a weight takes to be fitted."""
+_MILD_GUARDS: Final = ("constraint", "relation")
+"""Guards whose objections may be weighed. Those of the others are vetoes whatever the labels say:
+a log without traps must not teach that numbers and negations do not matter."""
 _WEIGHED_GUARD: Final = 20
 """Objections of a guard that have to be seen before they are weighed and not simply obeyed."""
 _NOVEL_COUNTS: Final = 5.0
@@ -189,7 +192,7 @@ def _policies(fitting: Sequence[Found], requests: int, *, pairs: bool) -> list[C
         return []
     objections = [found.words.objection for found in fitting]
     weighed = frozenset(
-        reason for reason in guards.REASONS if objections.count(reason) >= _WEIGHED_GUARD
+        reason for reason in _MILD_GUARDS if objections.count(reason) >= _WEIGHED_GUARD
     )
     rows = np.array([features(found.around, found.words) for found in fitting])
     right = np.array([found.is_right for found in fitting], np.float64)
