@@ -7,6 +7,7 @@ hangs, raises or answers anything but yes has said no, and the call is a miss.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -155,7 +156,7 @@ class CrossEncoderVerifier:
             ValueError: `score` returned anything but one number.
         """
         pairs = [(new, cached)]
-        if asyncio.iscoroutinefunction(self._score):
+        if inspect.iscoroutinefunction(self._score):
             scores = await self._score(pairs)
         else:
             async with self._turn:

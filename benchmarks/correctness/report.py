@@ -66,10 +66,10 @@ def _table(data: Path, peers_python: Path | None) -> Iterator[str]:
     yield "## Served, and traps served"
     yield ""
     yield "The first prompt of a pair is in the cache, the second is asked; a pair that needs two"
-    yield "answers is a trap. All rules see the same embeddings. Rows with a version ask the peer's"
-    yield "own package, others apply its documented default. The policy is calibrated on the other"
-    yield f"half of Quora's pairs, at {_PAIRS_MAX_WRONG:.0%} wrong hits per request; pairs show no"
-    yield "neighbourhood, so it has similarity, words and guards to go by."
+    yield "answers is a trap. All rules see the same embeddings. Rows with a version ask the"
+    yield "peer's own package, others apply its documented default. The policy is calibrated on"
+    yield f"the other half of Quora's pairs, at {_PAIRS_MAX_WRONG:.0%} wrong hits per request;"
+    yield "pairs show no neighbourhood, so it has similarity, words and guards to go by."
     yield ""
     for name, (title, rows) in sets.items():
         same = sum(pair.same for pair in rows)
