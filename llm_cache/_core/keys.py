@@ -183,6 +183,10 @@ class Keys:
         """Key of what is kept for people to look at (stream)."""
         return f"{self.namespace}:review"
 
+    def policy(self, space: str) -> str:
+        """Key of the calibrated policies of one vector space (hash, by tenant)."""
+        return f"{self.namespace}:policy:{space}"
+
     @property
     def epoch(self) -> str:
         """Key of the token that moves with every invalidation (string)."""

@@ -21,6 +21,7 @@ from llm_cache.cli import (
     review,
     savings,
     stats,
+    tune,
     warm,
 )
 from llm_cache.cli.screen import complain
@@ -69,6 +70,7 @@ def make_app() -> typer.Typer:
     app.command("import", epilog=EXIT_CODES)(import_.import_)
     app.command(epilog=EXIT_CODES)(stats.stats)
     app.command("savings", epilog=EXIT_CODES)(savings.saved)
+    app.command(epilog=EXIT_CODES)(tune.tune)
     app.command(epilog=doctor.EXIT_CODES)(doctor.doctor)
     return app
 

@@ -11,7 +11,7 @@ import llm_cache
 
 COMMANDS = (
     *("demo", "chat", "explain", "inspect", "invalidate", "warm"),
-    *("review", "export", "import", "stats", "savings", "doctor"),
+    *("review", "tune", "export", "import", "stats", "savings", "doctor"),
 )
 
 
