@@ -89,6 +89,9 @@ async def loads(arguments: argparse.Namespace, session: Session, results: Result
         else:
             section["sweep"] = await find_knee(step, limit, start_per_s=arguments.start_rate)
         knee = section["sweep"]["knee_per_s"]
+        if any(each["redis_lost_at_s"] is not None for each in section["sweep"]["steps"]):
+            check(results, section)
+            return
         if knee is None:
             results.note(
                 "No rate was kept up with: the machine is busy with something else, or the p99"
@@ -100,11 +103,13 @@ async def loads(arguments: argparse.Namespace, session: Session, results: Result
             section["burst"] = await fleet.run(burst)
         section["closed"] = []
         for callers in arguments.callers:
-            if session.stop.is_set() or section["sweep"]["steps"][-1]["redis_lost_at_s"]:
+            if session.stop.is_set():
                 break
             figures = await fleet.run(Step(arguments.seconds / 2, callers=int(callers)))
             section["closed"].append(figures)
             _note_trouble(results, figures, f"{callers:g} callers")
+            if figures["redis_lost_at_s"] is not None:
+                break
     check(results, section)
 
 

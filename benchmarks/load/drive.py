@@ -68,8 +68,10 @@ class Meter:
         self.service.add(now_s - sent_s)
 
     def failed(self, error: BaseException, *, intended_s: float, now_s: float) -> None:
-        """Count a request that raised."""
-        self.errors[type(error).__name__] += 1
+        """Count a request that raised, by its error and what that came from."""
+        cause = error.__cause__
+        came_from = "" if cause is None else f" from {type(cause).__name__}"
+        self.errors[f"{type(error).__name__}{came_from}"] += 1
         self._add("error", now_s - intended_s, now_s)
 
     def gave_up(self, *, intended_s: float, now_s: float) -> None:
