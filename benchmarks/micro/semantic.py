@@ -408,8 +408,8 @@ async def _together(cache: LLMCache, bare: redis.Redis, queries: Sequence[Query]
 
     for _ in range(5):
         for name, search in (("line", by_line), ("pool", by_pool)):
-            rate, waits = await rate(search, len(places), other)
-            rates[name].append(rate)
+            per_s, waits = await rate(search, len(places), other)
+            rates[name].append(per_s)
             felt[name] += waits
     await other.aclose()
     return {
