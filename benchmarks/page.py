@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
 
 
-def main(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Rewrite the page; return the exit status."""
     text = arguments.page.read_text(encoding="utf-8")
     arguments.page.write_text(render(text, arguments.results), encoding="utf-8")

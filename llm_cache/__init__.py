@@ -6,10 +6,13 @@ from llm_cache._core.control import CacheControl
 from llm_cache._core.types import CacheStatus
 from llm_cache._explain import Explanation, Neighbour
 from llm_cache._invalidate import Invalidation
+from llm_cache._savings import Savings, savings
 from llm_cache.cache import LLMCache
 from llm_cache.config import CacheConfig, Normalization
 from llm_cache.embedders import CallableEmbedder, Embedder, OpenAIEmbedder
+from llm_cache.prices import Price
 from llm_cache.reply import CachedValue, CacheInfo, ChatReply, ChatStream, cache_info
+from llm_cache.tokens import TokenCount, count_tokens
 
 if TYPE_CHECKING:
     from llm_cache.local import LocalEmbedder
@@ -33,7 +36,12 @@ __all__ = [
     "Neighbour",
     "Normalization",
     "OpenAIEmbedder",
+    "Price",
+    "Savings",
+    "TokenCount",
     "cache_info",
+    "count_tokens",
+    "savings",
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,8 @@ from llm_cache.errors import (
     LLMCacheError,
     StoreError,
 )
-from llm_cache.events import DependencyFailed, Event
+from llm_cache.events import DependencyFailed, Event, TextsEmbedded
+from llm_cache.tokens import estimate_tokens
 
 _MAX_CHARS = 100_000
 """Of one request; OpenAI takes 300,000 tokens, and some scripts need two for a character."""
@@ -35,7 +37,7 @@ class EmbeddingQueue:
             bound the requests.
         timeout_s: Most seconds a caller waits, its time in the queue included.
         kept: Where vectors are looked up first and kept, if anywhere.
-        tell: Hears the failures of *kept*, which are never the caller's.
+        tell: Hears what was embedded, and the failures of *kept*, which are never the caller's.
 
     Raises:
         ConfigurationError: a bound of the embedder is not a whole number above 0.
@@ -106,6 +108,7 @@ class EmbeddingQueue:
 
     async def _request(self, texts: Sequence[str]) -> list[Vector]:
         model_id = self._embedder.model_id
+        started_s = time.perf_counter()
         try:
             answered: Any = await self._embedder.embed(texts)
         except LLMCacheError:
@@ -118,6 +121,7 @@ class EmbeddingQueue:
         except Exception as error:
             # An embedder is anybody's code: whatever it raises is its failure, not the caller's.
             raise EmbedderError(f"embedder {model_id!r} raised {type(error).__name__}") from error
+        self._tell(self._paid(texts, answered, started_s))
         vectors = check_vectors(
             answered, count=len(texts), dimensions=self._dimensions, model_id=model_id
         )
@@ -125,6 +129,19 @@ class EmbeddingQueue:
         self._dimensions = vectors.shape[1]
         await self._keep(texts, vectors)
         return list(vectors)
+
+    def _paid(self, texts: Sequence[str], answered: Any, started_s: float) -> TextsEmbedded:
+        """Return what there is to tell of a request that was answered."""
+        is_free = getattr(self._embedder, "is_free", False)
+        told: Any = 0 if is_free else getattr(answered, "tokens", None)
+        is_estimate = not isinstance(told, int) or told < 0
+        return TextsEmbedded(
+            model=self._embedder.model_id,
+            texts=len(texts),
+            tokens=sum(map(estimate_tokens, texts)) if is_estimate else told,
+            is_estimate=is_estimate,
+            duration_s=time.perf_counter() - started_s,
+        )
 
     async def _lookup(self, texts: Sequence[str]) -> Sequence[Vector | None]:
         if self._kept is None or self._dimensions is None:

@@ -7,7 +7,8 @@ import copy
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from llm_cache._core.codec import Sealed, tokens_of
+from llm_cache._core.codec import Sealed
+from llm_cache._core.counts import Tokens, tokens_of
 from llm_cache._core.types import CacheStatus, HasAnswer, Json
 from llm_cache._flight import SharedStream
 from llm_cache._redis.lease import Landing, Lease
@@ -40,12 +41,10 @@ class Answered:
     """Why the call was bypassed, or why its answer is not stored."""
     original: Any = None
 
-    def tokens(self) -> tuple[int, int]:
-        """Return the tokens of prompt and completion that the model took for this answer."""
+    def tokens(self) -> Tokens:
+        """Return the tokens that the model took for this answer."""
         source = self.source
-        if isinstance(source, Sealed):
-            return source.prompt_tokens, source.completion_tokens
-        return tokens_of(source.answer)
+        return source.tokens() if isinstance(source, Sealed) else tokens_of(source.answer)
 
 
 @dataclass(frozen=True, slots=True)

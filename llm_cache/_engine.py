@@ -445,7 +445,7 @@ class Engine:
             return refusal
         leading = None if place is None else self._semantic.entry(place, call.digest)
         await self._exact.remember_for(life.longest_ms)
-        if leading is None:
+        if leading is None or not self._config.store_prompts:
             await self._answers.note_unindexed(life.fresh_until_s, call.terms.ttl_s)
         # Where a late leader finds a newer answer in place, that one stays: it is stored too.
         await self._leases.store(

@@ -21,9 +21,8 @@ from llm_cache._core.targets import ANYONE, Anyone, Kind, target
 from llm_cache._redis.answers import Answers
 from llm_cache._redis.epoch import Epochs
 from llm_cache._redis.sweep import Sweeper
-from llm_cache._semantic import SemanticLayer
 from llm_cache.config import CacheConfig, is_number
-from llm_cache.errors import ConfigurationError, InvalidRequest, PartialInvalidation
+from llm_cache.errors import InvalidRequest, PartialInvalidation
 
 _LAST = "f" * 32
 """Later than any token."""
@@ -143,13 +142,11 @@ class Invalidator:
         *,
         epochs: Epochs,
         answers: Answers,
-        semantic: SemanticLayer,
         sweeper: Sweeper,
     ) -> None:
         self._keys = keys
         self._epochs = epochs
         self._answers = answers
-        self._semantic = semantic
         self._sweeper = sweeper
         self._config = config
 
@@ -179,7 +176,7 @@ class Invalidator:
             return Invalidation(0, dry_run=dry_run)
         if not dry_run:
             await self._epochs.purge([target(Kind.KEY, digest), target(Kind.SOURCE, key)])
-            await self._answers.remove([digest], self._semantic.spaces)
+            await self._answers.remove([digest])
         return Invalidation(int(entry is not None), dry_run=dry_run)
 
     def _digest(self, key: object) -> str:
@@ -204,17 +201,11 @@ class Invalidator:
 
         Raises:
             InvalidRequest: the pattern matches everything, or nothing.
-            ConfigurationError: there are no prompts to look at.
             PartialInvalidation: there are answers whose prompts are not in the index.
         """
         matches = _compiled(pattern)
         if limit is not None and limit < 1:
             raise InvalidRequest(f"limit must be a whole number above 0; got {limit!r}")
-        if not (self._config.semantic and self._config.store_prompts):
-            raise ConfigurationError(
-                "pattern= looks at the prompts in the index, and this cache keeps none there"
-                " (semantic=False or store_prompts=False): invalidate by tag= instead"
-            )
         is_complete = not await self._answers.has_unindexed()
         if not is_complete and not allow_partial:
             raise PartialInvalidation(
@@ -229,7 +220,7 @@ class Invalidator:
             reached += len(some)
             if some and not dry_run:
                 await self._epochs.purge(target(Kind.KEY, digest) for digest in some)
-                await self._answers.remove(some, self._semantic.spaces)
+                await self._answers.remove(some)
             if limit is not None and reached >= limit:
                 break
         return Invalidation(reached, is_complete, dry_run)
@@ -238,7 +229,7 @@ class Invalidator:
         self, matches: Callable[[str], Any], tenant_id: str | Anyone | None
     ) -> AsyncIterator[list[str]]:
         """Yield the digests of answers to prompts that match, in batches."""
-        async for rows in self._semantic.vectors.prompts():
+        async for rows in self._answers.prompts():
             digests = [digest for digest, prompt in rows if matches(prompt)]
             if digests and not isinstance(tenant_id, Anyone):
                 entries = await self._answers.entries(digests)

@@ -6,7 +6,6 @@ import asyncio
 import functools
 import inspect
 import time
-from collections import Counter
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -29,12 +28,13 @@ from llm_cache._call import (
 )
 from llm_cache._core.canonical import as_data
 from llm_cache._core.control import CacheControl
+from llm_cache._core.counts import NO_TOKENS
 from llm_cache._core.keys import Keys
 from llm_cache._core.normalize import Prompt
 from llm_cache._core.policy import StoreIf
 from llm_cache._core.stream import replay
 from llm_cache._core.targets import ANYONE, Kind
-from llm_cache._core.types import CacheStatus, ChatRequest, Json
+from llm_cache._core.types import ChatRequest, Json
 from llm_cache._ends import Answered, Fresh, exact_end, semantic_end
 from llm_cache._engine import Engine
 from llm_cache._explain import Explanation, explain
@@ -51,6 +51,7 @@ from llm_cache._redis.lease import Leases
 from llm_cache._redis.sliding import Sliding
 from llm_cache._redis.sweep import Sweeper
 from llm_cache._semantic import Place, SemanticLayer
+from llm_cache._statistics import Statistics
 from llm_cache.config import CacheConfig, redis_url_from_env
 from llm_cache.embedders import Embedder, EmbedFunction, OpenAIEmbedder, as_embedder
 from llm_cache.errors import (
@@ -58,7 +59,6 @@ from llm_cache.errors import (
     ConfigurationError,
     InvalidRequest,
     NotStorable,
-    StoreError,
 )
 from llm_cache.events import (
     CallEnded,
@@ -66,16 +66,16 @@ from llm_cache.events import (
     Event,
     EventHook,
     LogHook,
-    StoreSkipped,
     emit,
+    listeners,
 )
+from llm_cache.prices import PriceList
 from llm_cache.reply import CachedValue, CacheInfo, ChatReply, ChatStream
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
     from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-_HITS = (CacheStatus.EXACT, CacheStatus.SEMANTIC, CacheStatus.STALE)
 _DRAIN_S = 5.0
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -136,8 +136,16 @@ class LLMCache:
             compress=self.config.compression,
             clock=clock,
         )
-        self._counters = Counters(self._connection, self._keys)
-        self._refusals: Counter[str] = Counter()
+        self._statistics = Statistics(
+            Counters(
+                self._connection, self._keys, max_tenants=self.config.stats_tenants, clock=clock
+            ),
+            PriceList(self.config.prices),
+            max_tenants=self.config.stats_tenants,
+            tenant_secret=self.config.tenant_secret,
+            tell=self._tell,
+        )
+        self._call_hooks = listeners(self._hooks, CallEnded)
         self._upstream = Upstream(client)
         self._planner = Planner(self.config)
         self._owned_embedder = OpenAIEmbedder(client) if embedder is None else None
@@ -167,14 +175,12 @@ class LLMCache:
             self.config,
             epochs=self._epochs,
             answers=self._answers,
-            semantic=self._semantic,
             sweeper=self._sweeper,
         )
         self._opening = SharedRun(self._open, name="llm_cache.open")
         self._closing = asyncio.Lock()
         self._is_open = False
         self._is_closed = False
-        self._flusher: asyncio.Task[None] | None = None
 
     # ------------------------------------------------------------------ life
 
@@ -207,7 +213,7 @@ class LLMCache:
             await self._exact.aclose()
             await self._connection.aclose()
             raise
-        self._flusher = asyncio.create_task(self._flush_forever(), name="llm_cache.stats")
+        self._statistics.start(every_s=self.config.stats_flush_s)
         self._is_open = True
 
     async def aclose(self) -> None:
@@ -227,7 +233,7 @@ class LLMCache:
             rest.push_async_callback(self._exact.aclose)
             rest.push_async_callback(self._semantic.aclose)
             rest.push_async_callback(self._sweeper.aclose)
-            rest.push_async_callback(self._stop_flusher)
+            rest.push_async_callback(self._statistics.aclose)
             await self._opening.settle()
             await self._engine.aclose(wait_s=_DRAIN_S)
 
@@ -386,10 +392,10 @@ class LLMCache:
             raise _timeout_of_the_sdk() from error
         if isinstance(begun, Answered):
             info = CacheInfo(**self._info(begun))
-            self._note(call, info, begun, started_s)
+            self._note(call, info, begun, started_s, operation="stream")
             return ChatStream(info, self._replay(begun.source.answer, include_usage=wants_usage))
         info = CacheInfo(status=begun.status, shared=begun.is_shared, reason=begun.reason)
-        self._note(call, info, None, started_s)
+        self._note(call, info, None, started_s, operation="stream")
 
         def final() -> CacheInfo:
             is_known = begun.end.done() and begun.end.exception() is None
@@ -466,7 +472,7 @@ class LLMCache:
         started_s = time.perf_counter()
         answered = await self._engine.answer(call, checked)
         value = CachedValue(value=answered.source.answer, **self._info(answered))
-        self._note(call, value, answered, started_s)
+        self._note(call, value, answered, started_s, operation="value")
         return value
 
     def cached(
@@ -521,10 +527,10 @@ class LLMCache:
         return decorate
 
     async def explain(self, prompt: Prompt, **options: Any) -> Explanation:
-        """Return how *prompt* would be answered now, and why. Nothing is asked, stored or counted.
+        """Return how *prompt* would be answered now, and why. No model is asked, nothing stored.
 
-        Takes the arguments of `chat`. An embedding and up to seven round trips. What it returns
-        holds prompts.
+        Takes the arguments of `chat`. An embedding, which counts among what embeddings cost, and
+        up to seven round trips. What it returns holds prompts.
 
         Raises:
             InvalidRequest: the request can never work.
@@ -711,11 +717,14 @@ class LLMCache:
         key = self._keys.answer(call.digest)
         return await self._invalidator.by_key(key, tenant_id=ANYONE, dry_run=False)
 
-    async def clear(self) -> Invalidation:
-        """Invalidate everything in this namespace, and nothing else. Two round trips."""
+    async def clear(self, *, dry_run: bool = False) -> Invalidation:
+        """Invalidate everything in this namespace, and nothing else. Two round trips.
+
+        With *dry_run* it is only counted, which reads it all.
+        """
         self._refuse_closed()
         await self.open()
-        return await self._invalidator.by_target(Selection(Kind.ALL), dry_run=False)
+        return await self._invalidator.by_target(Selection(Kind.ALL), dry_run=dry_run)
 
     async def reject(self, key: str, prompt: Prompt | None = None, **options: Any) -> Invalidation:
         """Remove a wrong answer with all that led to it, and never serve it to those again.
@@ -748,38 +757,49 @@ class LLMCache:
 
     # ------------------------------------------------------------------ numbers
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self, *, tenant: str | Unset | None = UNSET) -> dict[str, Any]:
         """Return this process's calls by status, and the hit rate. No round trip.
 
         `hit_rate` is (exact + semantic + stale) / (those + miss), rounded to three places, 0.0
-        before the first call.
+        before the first call. *tenant* chooses the calls of one, `None` those that named none.
+        The first `config.stats_tenants` tenants are counted one by one.
         """
-        return _statistics(self._counters.local)
+        return self._statistics.local(
+            None if isinstance(tenant, Unset) else self._statistics.row_of(tenant)
+        )
 
     def not_stored(self) -> dict[str, int]:
         """Return how many answers this process served but did not store, by reason."""
-        return dict(self._refusals)
+        return self._statistics.not_stored()
 
-    async def server_stats(self) -> dict[str, Any]:
-        """Return what `stats` does for all workers together, and what Redis holds.
+    async def server_stats(
+        self, *, window: str | None = None, tenant: str | Unset | None = UNSET
+    ) -> dict[str, Any]:
+        """Return the calls of all workers by status, what they saved, and what Redis holds.
 
-        Besides: `entries` (semantic entries in the index, `None` without the semantic layer),
-        `redis_memory_bytes`, and `prompt_tokens_saved` and `completion_tokens_saved`. Other
-        workers' last seconds (`config.stats_flush_s`) are not in it yet. Four round trips.
+        Other workers' last seconds (`config.stats_flush_s`) are not in it yet. Five round trips.
+        `docs/observability.md` tells of every number. Those in USD are `None` where nobody knows
+        a price, which is never taken for 0.
+
+        Args:
+            window: `24h`, `7d` and so on, up to 72 hours in whole hours and up to 400 days in
+                whole days; `None` for all time.
+            tenant: Counts of one tenant, `None` for calls that named none; default of all.
 
         Raises:
+            ConfigurationError: there is no such *window*.
             StoreError: Redis failed.
         """
         await self.open()
-        await self._counters.flush()
-        counts = await self._counters.shared()
+        counted = await self._statistics.shared(
+            window=window,
+            tenant=None if isinstance(tenant, Unset) else self._statistics.row_of(tenant),
+        )
         memory = await self._connection.run(self._connection.client.info("memory"))
         return {
-            **_statistics(counts),
+            **counted,
             "entries": await self._semantic.vectors.count() if self.config.semantic else None,
             "redis_memory_bytes": memory["used_memory"],
-            "prompt_tokens_saved": counts.get("prompt_tokens_saved", 0),
-            "completion_tokens_saved": counts.get("completion_tokens_saved", 0),
         }
 
     # ------------------------------------------------------------------ steps
@@ -825,6 +845,9 @@ class LLMCache:
         if not self._is_open:
             await self.open()
 
+    def _row_of(self, tenant: str | Unset | None) -> str | None:
+        return None if isinstance(tenant, Unset) else self._statistics.row_of(tenant)
+
     def _refuse_closed(self) -> None:
         if self._is_closed:
             raise CacheClosed("this cache was closed; make a new one")
@@ -847,56 +870,46 @@ class LLMCache:
         }
 
     def _note(
-        self, call: Call, info: CacheInfo, answered: Answered | None, started_s: float
+        self,
+        call: Call,
+        info: CacheInfo,
+        answered: Answered | None,
+        started_s: float,
+        *,
+        operation: str = "chat",
     ) -> None:
         """Count a call that has ended as *info* says, *answered* where it has its answer."""
-        counters = self._counters
-        counters.add(info.status)
-        if answered is not None and info.status in _HITS:
-            prompt_tokens, completion_tokens = answered.tokens()
-            counters.add("prompt_tokens_saved", prompt_tokens)
-            counters.add("completion_tokens_saved", completion_tokens)
-        self._tell(
-            CallEnded(
-                status=info.status,
-                model=call.terms.model,
-                tenant=call.terms.tenant,
-                duration_s=time.perf_counter() - started_s,
-                similarity=info.similarity,
-                reason=info.reason,
-            )
+        tokens = NO_TOKENS if answered is None else answered.tokens()
+        terms = call.terms
+        self._statistics.call_ended(
+            info.status,
+            terms.model,
+            terms.tenant,
+            tokens,
+            reason=info.reason,
+            is_shared=info.shared,
         )
+        if not self._call_hooks:
+            return
+        prompt, cached, completion = tokens
+        event = CallEnded(
+            status=info.status,
+            model=terms.model,
+            tenant=terms.tenant,
+            duration_s=time.perf_counter() - started_s,
+            similarity=info.similarity,
+            reason=info.reason,
+            operation=operation,
+            is_shared=info.shared,
+            prompt_tokens=prompt,
+            cached_prompt_tokens=cached,
+            completion_tokens=completion,
+        )
+        emit(self._call_hooks, event)
 
     def _tell(self, event: Event) -> None:
-        if isinstance(event, StoreSkipped):
-            self._refusals[event.reason] += 1
+        self._statistics.hear(event)
         emit(self._hooks, event)
-
-    async def _flush_forever(self) -> None:
-        while True:
-            await asyncio.sleep(self.config.stats_flush_s)
-            await self._flush()
-
-    async def _flush(self) -> None:
-        try:
-            await self._counters.flush()
-        except StoreError as error:
-            self._tell(DependencyFailed("redis", "stats", error))
-
-    async def _stop_flusher(self) -> None:
-        """Tell Redis the last counts, if it was ever reached."""
-        if self._flusher is not None:
-            self._is_open = False
-            self._flusher.cancel()
-            await asyncio.gather(self._flusher, return_exceptions=True)
-            await self._flush()
-
-
-def _statistics(counts: Mapping[str, int]) -> dict[str, Any]:
-    by_status = {str(status): counts.get(status, 0) for status in CacheStatus}
-    hits = sum(by_status[status] for status in _HITS)
-    looked = hits + by_status[CacheStatus.MISS]
-    return {**by_status, "hit_rate": round(hits / looked, 3) if looked else 0.0}
 
 
 async def _fresh(upstream: Upstream, request: ChatRequest) -> Fresh:

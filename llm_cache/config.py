@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from llm_cache.errors import ConfigurationError
+from llm_cache.prices import Price, check_prices
 
 BypassPolicy = Callable[[Mapping[str, Any]], bool]
 
@@ -120,6 +123,11 @@ class CacheConfig:
     `None` keeps none. Pays where prompts recur in many scopes, or outlive their answers."""
     stats_flush_s: float = 10.0
     """Seconds between two flushes of this process's counters to Redis."""
+    stats_tenants: int = 100
+    """So many tenants, the first that come, are counted one by one; all others together."""
+    prices: Mapping[str, Price] | None = None
+    """What models cost, for the savings in USD: goes before the price list of the extra `prices`,
+    and is all there is without it. `{"my-model": Price(input_usd=…, output_usd=…)}`."""
 
     review_sample_rate: float = 0.0
     """Share of semantic hits and near misses that is kept for people to look at, 0 to 1, with the
@@ -165,8 +173,9 @@ class CacheConfig:
         if self.similarity_threshold is not None:
             check_threshold(self.similarity_threshold, "similarity_threshold")
         self._check_review()
-        whole = ("max_prompt_chars", "max_entry_bytes", "max_connections", "review_max_items")
-        for name in whole:
+        check_prices(self.prices)
+        whole = ("max_prompt_chars", "max_entry_bytes", "max_connections")
+        for name in (*whole, "review_max_items", "stats_tenants"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigurationError(f"{name} must be a whole number above 0; got {value!r}")
@@ -263,9 +272,22 @@ def redis_url_from_env() -> str:
     return os.environ.get("REDIS_URL") or DEFAULT_REDIS_URL
 
 
+def tenant_secret_from_env() -> str | None:
+    """Return `LLM_CACHE_TENANT_SECRET`: the command line has no other way to learn it unseen."""
+    return os.environ.get("LLM_CACHE_TENANT_SECRET") or None
+
+
 def openai_key_in_env() -> bool:
     """Tell whether `OPENAI_API_KEY` is set to something."""
     return bool(os.environ.get("OPENAI_API_KEY"))
+
+
+def tiktoken_cache_dir() -> Path | None:
+    """Return where `tiktoken` keeps the ranks it has downloaded; `None` if it is to keep none."""
+    for name in ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR"):
+        if name in os.environ:
+            return Path(os.environ[name]) if os.environ[name] else None
+    return Path(tempfile.gettempdir()) / "data-gym-cache"
 
 
 def openai_base_url() -> str:

@@ -46,6 +46,10 @@ class Embedder(Protocol):
     - `max_in_flight: int | None`: most calls of `embed` at a time; further texts wait and travel
       together. 4 where it is missing. `None` hands over every text as it comes, for an embedder
       that queues and batches for itself, as one on this machine does.
+    - `is_free: bool`: whether nothing is paid for its vectors. `False` where it is missing.
+
+    What `embed` returns may have an attribute `tokens`: how many tokens are paid for. Where it is
+    missing they are estimated, and told as an estimate.
     """
 
     @property
@@ -62,6 +66,13 @@ class Embedder(Protocol):
 
     async def embed(self, texts: Sequence[str]) -> Any:
         """Return one vector for each text, as an array of shape (n, dimensions)."""
+
+
+class PaidRows(list[list[float]]):
+    """Vectors that know what they cost."""
+
+    tokens: int | None = None
+    """How many tokens are paid for; `None` where the service does not say."""
 
 
 class OpenAIEmbedder:
@@ -108,7 +119,7 @@ class OpenAIEmbedder:
         """Name of the model."""
         return self._model
 
-    async def embed(self, texts: Sequence[str]) -> list[list[float]]:
+    async def embed(self, texts: Sequence[str]) -> PaidRows:
         """Return one vector for each text. One request; retried by the SDK's own rules.
 
         Raises:
@@ -120,7 +131,9 @@ class OpenAIEmbedder:
             model=self._model, input=list(texts), **options
         )
         rows = sorted(reply.data, key=lambda row: row.index)
-        return [row.embedding for row in rows]
+        vectors = PaidRows(row.embedding for row in rows)
+        vectors.tokens = getattr(reply.usage, "prompt_tokens", None)
+        return vectors
 
     async def aclose(self) -> None:
         """Close the client, if this embedder made it."""
@@ -156,6 +169,7 @@ class CallableEmbedder:
             exactly; measure yours.
         max_batch: Most texts of one call.
         max_in_flight: Most calls at a time; `None` makes one for every text as it comes.
+        is_free: Whether nothing is paid for the vectors, as for a model on this machine.
 
     Raises:
         ConfigurationError: a value out of its range.
@@ -170,12 +184,14 @@ class CallableEmbedder:
         similarity_threshold: float = _DEFAULT_THRESHOLD,
         max_batch: int = DEFAULT_MAX_BATCH,
         max_in_flight: int | None = DEFAULT_MAX_IN_FLIGHT,
+        is_free: bool = False,
     ) -> None:
         if not model_id:
             raise ConfigurationError("model_id must name the embedding model")
         self._function = function
         self.model_id = model_id
         self.dimensions = dimensions
+        self.is_free = is_free
         self.similarity_threshold = check_threshold(similarity_threshold, "similarity_threshold")
         self.max_batch = check_limit(max_batch, "max_batch")
         self.max_in_flight = (

@@ -5,8 +5,11 @@ LLMCacheError
 │   ├── EmbeddedRedisUnavailable      `embedded://` cannot find or start a server here
 │   ├── SearchModuleMissing           this Redis has no RediSearch
 │   ├── IndexMismatch                 an index of this name was made with other settings
-│   └── MissingExtra                  an optional dependency is not installed
+│   ├── MissingExtra                  an optional dependency is not installed
+│   └── UnusablePolicy                a calibrated policy that this cache must not follow
+├── CalibrationRefused                the labels do not show what was asked for
 ├── InvalidRequest (ValueError)       this call can never work, whatever the state of the cache
+│   └── PartialInvalidation           an invalidation cannot reach everything that is meant
 ├── CacheClosed                       used after `aclose()`
 ├── StoreError                        Redis
 │   ├── StoreUnavailable              it refused, went away or answered an error
@@ -58,6 +61,33 @@ class MissingExtra(ConfigurationError):
         """Return the message."""
         what, extra = self.args
         return f"{what} is not installed: pip install 'llm-cache[{extra}]'"
+
+
+class UnusablePolicy(ConfigurationError):
+    """A calibrated policy of another embedder, of a newer release, or not a policy at all."""
+
+
+class CalibrationRefused(LLMCacheError):
+    """The labels do not show that wrong hits are as rare as was asked for.
+
+    Attributes:
+        reason: what stands in the way.
+        labels: how many there were.
+        missing_labels: how many more of the same kind would do; `None` where no number would.
+    """
+
+    def __init__(self, reason: str, labels: int, missing_labels: int | None = None) -> None:
+        # All stay in `args`, so that the error can be pickled on its way out of a worker.
+        super().__init__(reason, labels, missing_labels)
+        self.reason = reason
+        self.labels = labels
+        self.missing_labels = missing_labels
+
+    def __str__(self) -> str:
+        """Return the reason, and what is missing."""
+        if self.missing_labels is None:
+            return f"{self.reason}; more labels like these {self.labels:,} would not change that"
+        return f"{self.reason}; about {self.missing_labels:,} more labels are needed"
 
 
 class InvalidRequest(LLMCacheError, ValueError):

@@ -100,7 +100,7 @@ async def inspect_stored(cache: LLMCache, key: str) -> Inspection | None:
         )
     await cache.open()
     bulk = BulkEntries(cache._connection, cache._keys)
-    read = await bulk.read([answer_digest(key)], spaces=await bulk.spaces())
+    read = await bulk.read([answer_digest(key)], spaces=await cache._answers.spaces())
     if not read.found:
         return None
     purges = await cache._epochs.current(read.epoch)

@@ -94,6 +94,8 @@ class LocalEmbedder:
     model_id: str = "all-MiniLM-L6-v2/int8-8199be6f"
     dimensions: int = _DIMENSIONS
     similarity_threshold: float = 0.85
+    is_free: bool = True
+    isolated_threshold: float = 0.75  # for a candidate that has no rival anywhere near
     max_in_flight: None = None  # calls that wait are run together, in the thread
 
     def __init__(self) -> None:

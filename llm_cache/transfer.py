@@ -220,7 +220,7 @@ class _Export:
 
     async def run(self, *, resume: bool) -> Exported:
         server = await _server_id(self._cache)
-        self._spaces = await self._bulk.spaces()
+        self._spaces = await self._cache._answers.spaces()
         purges = await self._epochs.current(None)
         file, cursor, epoch = await self._begin(purges, server, resume=resume)
         try:

@@ -15,16 +15,19 @@ LAYERS = [
     {"cli"},
     {"testing"},
     {"transfer", "warm", "inspection"},
-    {"cache", "_wrap", "_wrap_embeddings"},
+    {"cache", "_wrap", "_wrap_embeddings", "calibrate"},
+    {"_statistics"},
+    {"_report", "metrics", "tracing"},
     {"_engine", "_explain", "_invalidate"},
     {"_ends"},
     {"_semantic"},
-    {"_embedding", "_batches"},
+    {"_embedding", "_batches", "_labels", "verify"},
     {"_plan"},
     {"_flight", "_redis", "_http", "_call", "reply", "local", "embedders", "local_chat"},
     {"_exports"},
     {"_core"},
-    {"events", "config", "labels"},
+    {"events", "config", "labels", "tokens", "_savings"},
+    {"prices"},
     {"errors"},
 ]
 ALONE = {"_local_chat_child", "__init__"}
@@ -100,7 +103,11 @@ def test_nothing_evaluates_what_it_reads(word):
 
 @pytest.mark.parametrize("command", ["KEYS", "FLUSHDB", "FLUSHALL", "SCAN"])
 def test_no_redis_command_walks_or_empties_the_database(command):
+    # The sweep walks, in the background and in small steps.
+    allowed = {"sweep.py"} if command == "SCAN" else set()
     for path in PACKAGE.glob("_redis/*.py"):
+        if path.name in allowed:
+            continue
         text = path.read_text(encoding="utf-8")
         assert f'"{command}"' not in text
         assert f"client.{command.lower()}(" not in text

@@ -1,15 +1,17 @@
 import llm_cache
+import llm_cache.calibrate
 import llm_cache.testing
+import llm_cache.verify
 
 
 def test_public_names_are_sorted_and_exist():
-    for module in (llm_cache, llm_cache.testing):
+    for module in (llm_cache, llm_cache.testing, llm_cache.calibrate, llm_cache.verify):
         assert list(module.__all__) == sorted(module.__all__)
         assert all(hasattr(module, name) for name in module.__all__)
 
 
 def test_everything_public_is_documented():
-    for module in (llm_cache, llm_cache.testing):
+    for module in (llm_cache, llm_cache.testing, llm_cache.calibrate, llm_cache.verify):
         for name in module.__all__:
             thing = getattr(module, name)
             assert thing.__doc__, name

@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--write", type=Path, metavar="DIR", help="keep results as DIR/NAME.json")
 
 
-def main(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Run what was asked for; return the exit status."""
     unknown = set(arguments.names) - set(REGISTRY)
     if unknown:

@@ -6,8 +6,9 @@
     bytes 6-13   when the answer was stored, Unix seconds, float64
     bytes 14-21  until when it is fresh, Unix seconds, float64
     bytes 22-37  stamp: the epoch that the storing request saw
-    bytes 38-45  tokens of the prompt and of the completion, uint32 each
-    bytes 46-47  length of the details, uint16
+    bytes 38-49  tokens of the prompt, of these cached by the provider, and of the completion,
+                 uint32 each; all ones where nobody says
+    bytes 50-51  length of the details, uint16
     then         the details (model, tenant, tags, …), and behind them the answer
 
 All numbers are little-endian. The checksum ties the bytes to their key: what was changed on the
@@ -24,6 +25,7 @@ from typing import Any
 from zlib import crc32
 
 from llm_cache._core import packing
+from llm_cache._core.counts import Tokens, tokens_of
 from llm_cache._core.types import Entry, Json
 from llm_cache.errors import CorruptEntry
 
@@ -31,10 +33,10 @@ _VERSION = 2
 _ALIAS = 1
 _PACKED_SHIFT = 1
 _KNOWN_FLAGS = _ALIAS | 6
-_HEADER = Struct("<BBIdd16sIIH")
-_CHECKED = Struct("<dd16sIIH")
+_HEADER = Struct("<BBIdd16sIIIH")
+_CHECKED = Struct("<dd16sIIIH")
 _CHECKED_AT = 6
-_MOST_TOKENS = 2**32 - 1
+_NOT_SAID = 2**32 - 1
 HEADER_BYTES = _HEADER.size
 
 _SHORT = {
@@ -67,11 +69,10 @@ class Sealed:
         "_answer",
         "_blob",
         "_details_bytes",
-        "completion_tokens",
+        "_tokens",
         "created_s",
         "fresh_until_s",
         "is_alias",
-        "prompt_tokens",
         "stamp",
     )
 
@@ -83,8 +84,7 @@ class Sealed:
             self.created_s,
             self.fresh_until_s,
             stamp,
-            self.prompt_tokens,
-            self.completion_tokens,
+            *self._tokens,
             self._details_bytes,
         ) = header
         self._blob = blob
@@ -92,6 +92,15 @@ class Sealed:
         self.is_alias = flags & _ALIAS != 0
         self._answer: Json = _UNREAD
         self._about: Entry | None = None
+
+    def tokens(self) -> Tokens:
+        """Return the tokens that the model took for the answer, from the header alone."""
+        prompt, cached, completion = self._tokens
+        return (
+            None if prompt == _NOT_SAID else prompt,
+            None if cached == _NOT_SAID else cached,
+            None if completion == _NOT_SAID else completion,
+        )
 
     @property
     def answer(self) -> Json:
@@ -148,7 +157,7 @@ def encode_entry(entry: Entry, digest: str, *, compress: bool = True) -> bytes:
         entry.created_s,
         entry.fresh_until_s,
         bytes.fromhex(entry.stamp),
-        *tokens_of(entry.answer),
+        *(_NOT_SAID if count is None else count for count in tokens_of(entry.answer)),
         len(head),
     )
     rest = b"".join((checked, head, body))
@@ -200,20 +209,6 @@ def decode_entry(blob: bytes, digest: str) -> Entry | None:
 
 def _checksum(start: bytes, rest: bytes | memoryview, digest: str) -> int:
     return crc32(rest, crc32(start, crc32(digest.encode())))
-
-
-def tokens_of(answer: Json) -> tuple[int, int]:
-    """Return the tokens of prompt and completion that *answer* says it took; 0 where it does not.
-
-    Whoever counts what was saved reads them with every hit.
-    """
-    usage = answer.get("usage") if isinstance(answer, dict) else None
-    usage = usage if isinstance(usage, dict) else {}
-    counts = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
-    prompt, completion = (
-        count if type(count) is int and 0 <= count <= _MOST_TOKENS else 0 for count in counts
-    )
-    return prompt, completion
 
 
 def _checked(details: Any) -> dict[str, Any]:

@@ -4,9 +4,9 @@ Embeddings put "from London to Paris" beside "from Paris to London". What differ
 prompts is a few words, so these guards look at the words. A guard objects or has nothing to say:
 that none objects does not mean that two prompts ask the same.
 
-`analyse` each prompt once, then ask `objection_between` about each candidate. The words are those
-of English, from the lists in `llm_cache/_data/guards`; in other languages numbers, names and words
-that stand in the place of another still count, opposites do not.
+`analyse` each prompt once, then `compare` it with each candidate. The words are those of English,
+from the lists in `llm_cache/_data/guards`; in other languages numbers, names and words that stand
+in the place of another still count, opposites do not: `Comparison.is_listed` says so.
 """
 
 from __future__ import annotations
@@ -17,9 +17,20 @@ from dataclasses import dataclass
 from typing import Final
 
 from llm_cache._core.lexicon import load
-from llm_cache._core.signature import Signature, analyse
+from llm_cache._core.signature import Signature, analyse, pack, unpack
 
-__all__ = ["Signature", "analyse", "objection", "objection_between", "prepare"]
+__all__ = [
+    "REASONS",
+    "Comparison",
+    "Signature",
+    "analyse",
+    "compare",
+    "objection",
+    "objection_between",
+    "pack",
+    "prepare",
+    "unpack",
+]
 
 
 def prepare() -> None:
@@ -38,9 +49,40 @@ def objection(new: str, cached: str) -> str | None:
 
 def objection_between(new: Signature, cached: Signature) -> str | None:
     """`objection` for prompts that are analysed already; takes about 10 µs."""
-    if new.tokens == cached.tokens and new.rest == cached.rest:
-        return None
+    return compare(new, cached).objection
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What the words of two prompts say of whether one answer does for both."""
+
+    objection: str | None
+    """Name of the first guard that objects, one of `REASONS`."""
+    unmatched_new: int
+    """Words of the new prompt that say what is asked, and that the cached one has not."""
+    unmatched_cached: int
+    length_ratio: float
+    """Words of the shorter prompt by those of the longer, up to 1."""
+    is_listed: bool
+    """Whether there are word lists for their language. Where not, opposites go unseen."""
+
+
+def compare(new: Signature, cached: Signature) -> Comparison:
+    """Return what the words of two prompts say; takes about 10 µs."""
     difference = _difference(new, cached)
+    longer = max(len(new.tokens), len(cached.tokens))
+    return Comparison(
+        objection=_first_objection(new, cached, difference),
+        unmatched_new=len(difference.new_content),
+        unmatched_cached=len(difference.cached_content),
+        length_ratio=min(len(new.tokens), len(cached.tokens)) / longer if longer else 1.0,
+        is_listed=new.is_listed and cached.is_listed,
+    )
+
+
+def _first_objection(new: Signature, cached: Signature, difference: _Difference) -> str | None:
+    if new.tokens == cached.tokens and new.unread == cached.unread:
+        return None
     for name, objects in _GUARDS:
         if objects(new, cached, difference):
             return name
@@ -90,6 +132,18 @@ def _spelled_out(
 
 def _length(new: Signature, cached: Signature, _: _Difference) -> bool:
     return new.rest != cached.rest
+
+
+def _code(new: Signature, cached: Signature, _: _Difference) -> bool:
+    return new.code != cached.code
+
+
+def _symbols(new: Signature, cached: Signature, _: _Difference) -> bool:
+    return new.symbols != cached.symbols
+
+
+def _language(new: Signature, cached: Signature, _: _Difference) -> bool:
+    return new.language != cached.language
 
 
 # -- numbers, times, units
@@ -375,6 +429,9 @@ _EXCLUSIVE: Final = {
     frozenset(("time", "reason")): False,
     frozenset(("time", "frequency")): False,
     frozenset(("manner", "reason")): True,
+    frozenset(("manner", "time")): True,
+    frozenset(("manner", "person")): True,
+    frozenset(("thing", "reason")): True,
 }
 
 
@@ -421,6 +478,9 @@ _Guard = Callable[[Signature, Signature, _Difference], bool]
 # In the order in which they are asked: the most telling reason first.
 _GUARDS: Final[tuple[tuple[str, _Guard], ...]] = (
     ("length", _length),
+    ("language", _language),
+    ("code", _code),
+    ("symbols", _symbols),
     ("numbers", _numbers),
     ("negation", _negation),
     ("antonyms", _antonyms),
@@ -431,3 +491,8 @@ _GUARDS: Final[tuple[tuple[str, _Guard], ...]] = (
     ("constraint", _governed),
     ("relation", _substituted),
 )
+VERSION: Final = 1
+"""Grows when guards object to other pairs than before: policies that weigh them are then void."""
+
+REASONS: Final = tuple(dict.fromkeys(name for name, _ in _GUARDS))
+"""The names of all guards."""

@@ -97,6 +97,11 @@ def fingerprint(model_id: str, dimensions: int) -> str:
     ]
 
 
+def tenant_row(tenant_id: str) -> str:
+    """Return what names a tenant in what is counted: a digest, whatever stands for the tenant."""
+    return _text(_sha256(b"tenant", tenant_id.encode()))
+
+
 def text_digest(text: str) -> str:
     """Return the digest of a text to embed."""
     return _text(_sha256(b"text", text.encode()))
@@ -178,6 +183,10 @@ class Keys:
         """Key of what is kept for people to look at (stream)."""
         return f"{self.namespace}:review"
 
+    def policy(self, space: str) -> str:
+        """Key of the calibrated policies of one vector space (hash, by tenant)."""
+        return f"{self.namespace}:policy:{space}"
+
     @property
     def epoch(self) -> str:
         """Key of the token that moves with every invalidation (string)."""
@@ -203,10 +212,9 @@ class Keys:
         """Key of who is removing what is dead (string)."""
         return f"{self.namespace}:sweep"
 
-    @property
-    def counters(self) -> str:
-        """Key of the counters of all workers (hash)."""
-        return f"{self.namespace}:stats:calls"
+    def stats(self, part: str) -> str:
+        """Key of one part of what all workers have counted. All parts share one slot."""
+        return f"{self.namespace}:stats:{{counts}}:{part}"
 
 
 def answer_digest(entry_key: str) -> str:

@@ -68,6 +68,8 @@ class Lexicon:
     negated: Mapping[str, str]
     unknowing: frozenset[str]
     failures: frozenset[str]
+    foreign: Mapping[str, tuple[str, ...]]
+    """The commonest words of other languages, and which languages these are."""
 
     def entry(self, word: str) -> Entry:
         """Kind and canonical form of a lower-case word, known or not."""
@@ -227,6 +229,7 @@ class _Loader:
             negated={self._canonical(w): other for w, other in self._assigned("negated")},
             unknowing=self._canonicals(self._words("unknowing")),
             failures=self._canonicals(self._words("failures")),
+            foreign=self._foreign(),
         )
         others: dict[str, Entry] = {
             word: (Kind.NUMBER, word, ways)
@@ -325,6 +328,14 @@ class _Loader:
     def _directed(self) -> frozenset[str]:
         heads = [row[0] for row in self._rows("prepositions")]
         return frozenset(head[1:].upper() for head in heads if head[0] == "+")
+
+    def _foreign(self) -> dict[str, tuple[str, ...]]:
+        found: dict[str, tuple[str, ...]] = {}
+        for language, words in self._definitions("foreign"):
+            for word in words.split():
+                if word not in self._entries:
+                    found[word] = (*found.get(word, ()), language)
+        return found
 
     def _questions(self) -> dict[tuple[str, str], str]:
         return {

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import re
 import unicodedata
+import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from hashlib import blake2b
 from typing import Final
 
 from llm_cache._core.lexicon import Kind, Lexicon, Phrase, load
+
+LISTED_LANGUAGE: Final = "en"
+"""The one with word lists."""
+
+# No embedder compares longer prompts as a whole; what is behind must be equal to the letter.
+_READ_CHARS: Final = 16_384
+_READ_TOKENS: Final = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +44,176 @@ class Signature:
     negations: int
     rest: bytes
     """Digest of what was not read; empty when everything was."""
+    code: bytes = b""
+    """Digest of all that stands between back-quotes: in code every sign counts."""
+    symbols: str = ""
+    """Signs beyond ASCII that are no words, each once: emoji, arrows, mathematics."""
+    language: str = LISTED_LANGUAGE
+    """The language as far as its commonest words tell, or the script if it is not Latin."""
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether there are word lists for the language."""
+        return self.language == LISTED_LANGUAGE
+
+    @property
+    def unread(self) -> tuple[bytes, bytes, str]:
+        """What the tokens do not show."""
+        return self.rest, self.code, self.symbols
 
 
-def analyse(text: str) -> Signature:
-    """Reduce *text* to what the guards compare.
+def analyse(text: str, *, most_tokens: int = _READ_TOKENS) -> Signature:
+    """Reduce *text* to what the guards compare; of what is behind *most_tokens* only a digest.
 
     Takes time linear in its length (about 20 µs for a one-line question) and never raises.
     """
-    written, unread = _tokens(text)
-    reader = _Reader(written, load())
+    written, unread = _tokens(text, most_tokens)
+    lexicon = load()
+    reader = _Reader(written, lexicon)
     reader.read()
-    return reader.signature(unread)
+    spans = _CODE.findall(text) if "`" in text else ()
+    return reader.signature(
+        unread,
+        code=_digest("\x1f".join(spans)) if spans else b"",
+        symbols="" if text.isascii() else _symbols(text),
+        language=_language(written, lexicon),
+    )
+
+
+# -- the stored form
+
+SIGNATURE_BYTES: Final = 256
+"""Most bytes of a stored signature."""
+_PACKED_VERSION: Final = b"\x01"
+_LEVEL: Final = 6
+
+
+def pack(text: str) -> bytes:
+    """Return the signature of *text* in at most 256 bytes.
+
+    Short prompts keep all that the guards look at. Of a prompt too long for that only the first
+    words are kept, and a digest of the rest: no other prompt with another rest passes the guards.
+    It holds the words of the prompt, so it is as confidential as the prompt is.
+    """
+    most = _READ_TOKENS
+    while True:
+        packed = _PACKED_VERSION + _squeezed(analyse(text, most_tokens=most))
+        if len(packed) <= SIGNATURE_BYTES:
+            return packed
+        most = most * 3 // 4
+
+
+def unpack(packed: bytes) -> Signature:
+    """Return the signature that `pack` made.
+
+    Raises:
+        ValueError: it is not one of this release.
+    """
+    if packed[:1] != _PACKED_VERSION or len(packed) > SIGNATURE_BYTES:
+        raise ValueError("not a signature of this release")
+    try:
+        fields = _expanded(packed[1:]).split("\n")
+        tokens, numbers, names, roles, asks, negations, rest, code, symbols, language = fields
+        governed = roles.split(" ") if roles else []
+        return Signature(
+            tokens=tuple(tokens.split(" ")) if tokens else (),
+            numbers=tuple(numbers.split(" ")) if numbers else (),
+            names=frozenset(names.split(" ") if names else ()),
+            roles=frozenset(zip(governed[::2], governed[1::2], strict=True)),
+            asks=frozenset(asks.split(" ") if asks else ()),
+            negations=int(negations),
+            rest=bytes.fromhex(rest),
+            code=bytes.fromhex(code),
+            symbols=symbols,
+            language=language,
+        )
+    except (zlib.error, UnicodeError, ValueError) as exc:
+        raise ValueError("not a signature of this release") from exc
+
+
+def _squeezed(signature: Signature) -> bytes:
+    lines = (
+        " ".join(signature.tokens),
+        " ".join(signature.numbers),
+        " ".join(sorted(signature.names)),
+        " ".join([word for role in sorted(signature.roles) for word in role]),
+        " ".join(sorted(signature.asks)),
+        str(signature.negations),
+        signature.rest.hex(),
+        signature.code.hex(),
+        signature.symbols,
+        signature.language,
+    )
+    deflater = zlib.compressobj(_LEVEL, zlib.DEFLATED, -15, zdict=_common_words())
+    return deflater.compress("\n".join(lines).encode()) + deflater.flush()
+
+
+def _expanded(packed: bytes) -> str:
+    inflater = zlib.decompressobj(-15, zdict=_common_words())
+    # Bounded, so that a forged one cannot expand into megabytes.
+    text = inflater.decompress(packed, 64 * 1024)
+    if not inflater.eof:
+        raise ValueError("not a signature of this release")
+    return text.decode()
+
+
+@cache
+def _common_words() -> bytes:
+    """Return what the stored form need not spell out, the most common last."""
+    lexicon = load()
+    words = sorted({entry[1] for entry in lexicon.entries.values()})
+    content = [word for word in words if word.islower()]
+    function = [word for word in words if word.isupper()]
+    return "\n".join((" ".join(content), " ".join(function), "", "en")).encode()[-32_000:]
+
+
+# -- what the words do not show
+
+_CODE: Final = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
+_SYMBOLS_CHARS: Final = 64
+
+
+def _symbols(text: str) -> str:
+    """Return the signs of *text* beyond ASCII that stand for something and are no words."""
+    found = {
+        sign
+        for sign in text[:_READ_CHARS]
+        if sign > "\x7f" and unicodedata.category(sign) in _SYMBOL_CATEGORIES
+    } - _READ_SYMBOLS
+    symbols = "".join(sorted(found))
+    return symbols if len(symbols) <= _SYMBOLS_CHARS else _digest(symbols).hex()
+
+
+_SYMBOL_CATEGORIES: Final = frozenset(("So", "Sm"))
+
+
+def _language(written: Sequence[str], lexicon: Lexicon) -> str:
+    """Return the language that most of the telling words belong to; English where none tells."""
+    counts: Counter[str] = Counter()
+    for token in written:
+        if token[0] > "\u024f":
+            # One word of another script may be a name or a sign; a whole sentence may be one word.
+            counts[_script(token[0])] += min(len(token), 2)
+        else:
+            counts.update(lexicon.foreign.get(token.lower(), ()))
+    del counts[""]
+    if not counts:
+        return LISTED_LANGUAGE
+    language, most = max(counts.items(), key=lambda item: (item[1], item[0]))
+    listed = sum([lexicon.entry(token.lower())[0] <= _NEGATOR for token in written])
+    return language if most > max(listed, 1) else LISTED_LANGUAGE
+
+
+def _script(letter: str) -> str:
+    """Return the script of *letter*; those that one language mixes count as one."""
+    script = unicodedata.name(letter, "").partition(" ")[0].lower()
+    if not letter.isalpha() or script in _READ_SCRIPTS:
+        return ""
+    return "cjk" if script in ("hiragana", "katakana", "hangul", "fullwidth") else script
+
+
+# Single letters of these are signs of mathematics in an English prompt.
+_READ_SCRIPTS: Final = frozenset(("latin", "mathematical", "micro", "ohm", ""))
 
 
 # As plain numbers, because members of an enumeration are slow to look up.
@@ -54,9 +223,6 @@ _NEGATOR: Final = int(Kind.NEGATOR)
 _WEAK: Final = int(Kind.WEAK)
 _NAME: Final = int(Kind.NAME)
 
-# No embedder compares longer prompts as a whole; what is behind must be equal to the letter.
-_READ_CHARS: Final = 16_384
-_READ_TOKENS: Final = 512
 # A longer "word" is a key, a URL or base64: its digest stands for it.
 _WORD_CHARS: Final = 40
 
@@ -75,6 +241,8 @@ _TOKEN: Final = re.compile(_PATTERN.format(letter=r"[^\W\d_]"), re.VERBOSE)
 _ASCII_TOKEN: Final = re.compile(_PATTERN.format(letter="[a-zA-Z]"), re.VERBOSE | re.ASCII)
 _BREAKS: Final = frozenset('.!?;:\n"“(')
 _OPERATORS: Final = {"×": "*", "÷": "/", "−": "-"} | {sign: sign for sign in "+-*/^=<>"}
+# Read as operators, or no part of what is asked.
+_READ_SYMBOLS: Final = frozenset("×÷−°©®™")
 _OPERATOR_WORDS: Final = {"plus": "+", "minus": "-", "times": "*", "divided": "/"}
 _CURRENCIES: Final = {"$": "dollar", "€": "euro", "£": "sterling", "¥": "yen", "₹": "rupee"}
 _SIGNS: Final = {"&": "and", "%": "percent"}
@@ -135,7 +303,7 @@ _RHETORICAL: Final = frozenset(
 )
 
 
-def _tokens(text: str) -> tuple[list[str], bytes]:
+def _tokens(text: str, most: int) -> tuple[list[str], bytes]:
     """The tokens to read, as they are written, and a digest of the text behind them."""
     read = text[:_READ_CHARS]
     pattern = _ASCII_TOKEN
@@ -144,10 +312,10 @@ def _tokens(text: str) -> tuple[list[str], bytes]:
     if read.isupper():
         read = read.lower()
     tokens: list[str] = pattern.findall(read)
-    if len(text) <= _READ_CHARS and len(tokens) <= _READ_TOKENS:
+    if len(text) <= _READ_CHARS and len(tokens) <= most:
         return tokens, b""
-    unread = " ".join([*tokens[_READ_TOKENS:], *text[_READ_CHARS:].split()]).casefold()
-    return tokens[:_READ_TOKENS], _digest(unread)
+    unread = " ".join([*tokens[most:], *text[_READ_CHARS:].split()]).casefold()
+    return tokens[:most], _digest(unread)
 
 
 def _composed(text: str) -> str:
@@ -216,7 +384,7 @@ class _Reader:
                 at = self._at
             self._initial = False
 
-    def signature(self, unread: bytes) -> Signature:
+    def signature(self, unread: bytes, *, code: bytes, symbols: str, language: str) -> Signature:
         # Where even function words are capitalised, capitals name nothing.
         names = self._names if self._title else self._names + self._capitalised
         return Signature(
@@ -227,6 +395,9 @@ class _Reader:
             asks=frozenset(self._asks),
             negations=self._negations,
             rest=unread,
+            code=code,
+            symbols=symbols,
+            language=language,
         )
 
     def _phrase(self, ways: tuple[Phrase, ...]) -> bool:

@@ -122,3 +122,8 @@ class Candidate:
     """Digest of the answer it leads to."""
     prompt: str = field(repr=False)
     similarity: float
+    group: str = ""
+    """What its answer says: equal for candidates whose answers are the same. Empty where nobody
+    knows; then `digest` stands for it, and no two candidates agree."""
+    signature: bytes = field(default=b"", repr=False)
+    """What the guards need to know of the prompt, where it is kept."""

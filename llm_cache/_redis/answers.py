@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
 
 from llm_cache._core.codec import encode_entry
-from llm_cache._core.keys import Keys
+from llm_cache._core.keys import Keys, answer_digest
 from llm_cache._core.types import Entry
 from llm_cache._redis.connection import Connection
 from llm_cache._redis.exact import ExactStore, pair
+from llm_cache._redis.line import Line
+from llm_cache.errors import StoreUnavailable
 
+_PROMPTS_AT_ONCE = 1_000
 _MOST_REJECTED = 10_000
 """Pairs of a request and an answer that are remembered as wrong; the oldest go first."""
 
@@ -54,8 +58,43 @@ class Answers:
         names = await self._connection.execute("SMEMBERS", self._keys.refs(digest))
         return [alias for name in names if (alias := self._keys.digest(_text(name)))]
 
-    async def remove(self, digests: Sequence[str], spaces: Iterable[str]) -> None:
-        """Remove answers with their aliases and what leads to them. Two round trips."""
+    async def spaces(self) -> list[str]:
+        """Return the vector spaces in which this namespace has entries. One round trip.
+
+        None where Redis has no search module: then there are no entries.
+        """
+        try:
+            names = await self._connection.execute("FT._LIST")
+        except StoreUnavailable as error:
+            if "unknown command" not in str(error).lower():
+                raise
+            return []
+        start = self._keys.index("")
+        return sorted(_text(n).removeprefix(start) for n in names if _text(n).startswith(start))
+
+    async def prompts(self) -> AsyncIterator[list[tuple[str, str]]]:
+        """Yield the digest of the answer and the prompt of every semantic entry, in batches.
+
+        One round trip for a thousand entries, and one for the list of indexes.
+        """
+        spaces = await self.spaces()
+        line = Line(self._connection)
+        try:
+            for index in map(self._keys.index, spaces):
+                rows, cursor = await line.execute(
+                    *("FT.AGGREGATE", index, "*", "LOAD", 2, "@__key", "prompt"),
+                    *("WITHCURSOR", "COUNT", _PROMPTS_AT_ONCE, "DIALECT", 2),
+                )
+                yield _prompts(rows)
+                while cursor:
+                    rows, cursor = await line.execute("FT.CURSOR", "READ", index, cursor)
+                    yield _prompts(rows)
+        finally:
+            await line.aclose()
+
+    async def remove(self, digests: Sequence[str]) -> None:
+        """Remove answers with their aliases and what leads to them. Three round trips."""
+        spaces = await self.spaces()
         pipeline = self._connection.client.pipeline(transaction=False)
         for digest in digests:
             pipeline.smembers(self._keys.refs(digest))
@@ -131,6 +170,17 @@ class Answers:
     async def has_unindexed(self) -> bool:
         """Tell whether there may be answers whose prompts no index has. One round trip."""
         return bool(await self._connection.execute("EXISTS", self._keys.unindexed))
+
+
+def _prompts(reply: Sequence[Any]) -> list[tuple[str, str]]:
+    """Return digest and prompt of the rows, which follow a count. The line speaks RESP2."""
+    fields = [dict(zip(row[::2], row[1::2], strict=True)) for row in reply[1:]]
+    return [
+        (answer_digest(row[b"__key"].decode()), row[b"prompt"].decode("utf-8", "replace"))
+        for row in fields
+        # One that expired meanwhile has no fields; one without a prompt matches nothing.
+        if b"__key" in row and b"prompt" in row
+    ]
 
 
 def _text(value: bytes | str) -> str:

@@ -12,7 +12,7 @@ from llm_cache._core.keys import Keys
 from llm_cache._core.types import Entry
 from llm_cache._exports import Answer, SemanticEntry
 from llm_cache._redis.connection import Connection
-from llm_cache.errors import CorruptEntry, StoreUnavailable
+from llm_cache.errors import CorruptEntry
 
 # A key changes hands only if it still holds what was looked at (its SHA-1, '' for nothing): what
 # a call has stored since is newer than what is being moved.
@@ -65,20 +65,6 @@ class BulkEntries:
     def __init__(self, connection: Connection, keys: Keys) -> None:
         self._connection = connection
         self._keys = keys
-
-    async def spaces(self) -> list[str]:
-        """Return the vector spaces in which this namespace has entries. One round trip.
-
-        None where Redis has no search module: then there are no entries.
-        """
-        try:
-            names = await self._connection.execute("FT._LIST")
-        except StoreUnavailable as error:
-            if "unknown command" not in str(error).lower():
-                raise
-            return []
-        start = self._keys.index("")
-        return sorted(_text(n).removeprefix(start) for n in names if _text(n).startswith(start))
 
     async def read(self, digests: Sequence[str], *, spaces: Sequence[str] = ()) -> Read:
         """Return what is stored under *digests*; what has nothing is left out.

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from llm_cache._core.keys import Keys, answer_digest
@@ -46,7 +46,6 @@ _EVERYTHING = "*"
 _EXACT = "@scope:{{{scope}}}=>[KNN {limit} @vector $v HYBRID_POLICY ADHOC_BF AS distance]"
 _GRAPH = "*=>[KNN {limit} @vector $v EF_RUNTIME {ef} AS distance]"
 _EF_RUNTIME = 100
-_PROMPTS_AT_ONCE = 1_000
 _MAX_DIMENSIONS = 32_768
 # RediSearch 2 has one wording for searches and one for `FT.INFO`; 8.10 has the third for both.
 _LOST = ("no such index", "unknown index name", "index not found")
@@ -128,29 +127,6 @@ class VectorStore:
     async def forget(self, entry_keys: Iterable[str]) -> None:
         """Delete semantic entries whose answers are gone. One round trip."""
         await self.line.execute("UNLINK", *entry_keys)
-
-    async def prompts(self) -> AsyncIterator[list[tuple[str, str]]]:
-        """Yield the digest of the answer and the prompt of every entry, in batches.
-
-        One round trip for a thousand entries. Not for the path of a call.
-        """
-        opened = await self._ask(
-            (
-                *("FT.AGGREGATE", self.index, "*", "LOAD", 2, "@__key", "prompt"),
-                *("WITHCURSOR", "COUNT", _PROMPTS_AT_ONCE, "DIALECT", 2),
-            )
-        )
-        while opened is not None:
-            (_, *rows), cursor = opened[0]
-            fields = map(_mapping, rows)
-            yield [
-                (answer_digest(row[b"__key"].decode()), row[b"prompt"].decode("utf-8", "replace"))
-                for row in fields
-                if b"__key" in row and b"prompt" in row
-            ]
-            if not cursor:
-                return
-            opened = await self._ask(("FT.CURSOR", "READ", self.index, cursor))
 
     async def count(self) -> int:
         """Return the number of entries in the index. One round trip."""

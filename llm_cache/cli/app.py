@@ -17,8 +17,11 @@ from llm_cache.cli import (
     failures,
     import_,
     inspect,
+    invalidate,
     review,
+    savings,
     stats,
+    tune,
     warm,
 )
 from llm_cache.cli.screen import complain
@@ -51,7 +54,6 @@ def make_app() -> typer.Typer:
     app = typer.Typer(
         cls=_Commands,
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -61,11 +63,14 @@ def make_app() -> typer.Typer:
     app.command(epilog=EXIT_CODES)(chat.chat)
     app.command(epilog=EXIT_CODES)(explain.explain)
     app.command(epilog=EXIT_CODES)(inspect.inspect)
+    app.command(epilog=EXIT_CODES)(invalidate.invalidate)
     app.command(epilog=EXIT_CODES)(warm.warm)
     app.command(epilog=EXIT_CODES)(review.review)
     app.command(epilog=EXIT_CODES)(export.export)
     app.command("import", epilog=EXIT_CODES)(import_.import_)
     app.command(epilog=EXIT_CODES)(stats.stats)
+    app.command("savings", epilog=EXIT_CODES)(savings.saved)
+    app.command(epilog=EXIT_CODES)(tune.tune)
     app.command(epilog=doctor.EXIT_CODES)(doctor.doctor)
     return app
 

@@ -10,6 +10,7 @@ import typer
 
 from llm_cache import CacheConfig
 from llm_cache._redis.connection import mask
+from llm_cache.config import tenant_secret_from_env
 from llm_cache.errors import ConfigurationError
 
 RedisUrl = Annotated[
@@ -81,6 +82,21 @@ PriceModel = Annotated[
     str,
     typer.Option("--price-model", metavar="MODEL", help="Whose prices the savings are told in."),
 ]
+Prices = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--price",
+        metavar="MODEL=IN,OUT",
+        help="USD per million tokens of a model; may be given again.",
+        show_default="the price list",
+    ),
+]
+Window = Annotated[
+    str | None,
+    typer.Option(
+        "--window", metavar="TIME", help="24h, 7d and so on, up to 400d.", show_default="all time"
+    ),
+]
 
 NAMESPACE = CacheConfig().namespace
 PRICE_MODEL = "gpt-4o-mini"
@@ -88,6 +104,7 @@ PRICE_MODEL = "gpt-4o-mini"
 
 def make_config(**settings: Any) -> CacheConfig:
     """Return the settings; what cannot be is wrong usage."""
+    settings.setdefault("tenant_secret", tenant_secret_from_env())
     try:
         return CacheConfig(**settings)
     except ConfigurationError as error:

@@ -55,7 +55,7 @@ class Screen:
 
     def fact(self, label: str, value: str | Text) -> None:
         """Print *value* beside its label."""
-        prefix = Text(f"{label:<{_LABEL_WIDTH}}", style="bold")
+        prefix = Text.assemble((f"{label:<{_LABEL_WIDTH}}", "bold"))
         self.hanging(prefix, Text(value) if isinstance(value, str) else value)
 
     def hanging(self, prefix: Text, text: Text) -> None:
@@ -65,6 +65,11 @@ class Screen:
             row = (Text(" " * len(prefix)) if number else prefix) + line
             row.rstrip()
             self._console.print(row, soft_wrap=True)
+
+    def clear(self) -> None:
+        """Begin anew at the top, where something may move."""
+        if self._live:
+            self._console.clear()
 
     def busy(self, what: str) -> AbstractContextManager[object]:
         """Show that *what* is under way, where something may move."""

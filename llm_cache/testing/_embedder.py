@@ -73,6 +73,7 @@ class FakeEmbedder:
         if dimensions < 1:
             raise ValueError(f"dimensions must be at least 1, not {dimensions}")
         self.model_id = model_id
+        self.is_free = True
         self.dimensions = dimensions
         self.similarity_threshold = similarity_threshold
         self.gate = gate

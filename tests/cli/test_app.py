@@ -10,8 +10,8 @@ import pytest
 import llm_cache
 
 COMMANDS = (
-    *("demo", "chat", "explain", "inspect", "warm"),
-    *("review", "export", "import", "stats", "doctor"),
+    *("demo", "chat", "explain", "inspect", "invalidate", "warm"),
+    *("review", "tune", "export", "import", "stats", "savings", "doctor"),
 )
 
 
@@ -61,6 +61,15 @@ def test_help_of_a_command_fits_a_narrow_terminal(cli, command):
         ("chat", "--threshold", "1.01", "hi"),
         ("chat", "--local", "--model", "gpt-4o", "hi"),
         ("stats", "--namespace", ""),
+        ("stats", "--interval", "0"),
+        ("stats", "--price", "gpt-4o"),
+        ("stats", "--price", "gpt-4o=1"),
+        ("stats", "--price", "=1,2"),
+        ("stats", "--price", "m=1,-2"),
+        ("stats", "--price-model", "no-such-model"),
+        ("savings", "--requests", "10"),
+        ("savings", "--hit-rate", "1.01"),
+        ("savings", "--input-price", "5"),
         ("doctor", "--threshold", "-0.1"),
     ],
     ids=" ".join,
@@ -93,6 +102,30 @@ def test_help_imports_neither_models_nor_the_sdk():
     heavy = {"openai", "onnxruntime", "tokenizers", "genai_prices", "pydantic", "xllamacpp"}
     assert ran.returncode == 0, ran.stderr
     assert not heavy & set(ran.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("shell", "environment"),
+    [
+        ("bash", {"COMP_WORDS": "llm-cache sav", "COMP_CWORD": "1"}),
+        ("zsh", {"_TYPER_COMPLETE_ARGS": "llm-cache sav"}),
+        (
+            "fish",
+            {"_TYPER_COMPLETE_ARGS": "llm-cache sav", "_TYPER_COMPLETE_FISH_ACTION": "get-args"},
+        ),
+    ],
+)
+def test_shells_complete_commands(shell, environment):
+    ran = subprocess.run(
+        [sys.executable, "-c", "from llm_cache.cli import main; main()"],
+        env={"_LLM_CACHE_COMPLETE": f"complete_{shell}", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert "savings" in ran.stdout
+    assert "stats" not in ran.stdout
 
 
 def test_it_runs_as_a_module():

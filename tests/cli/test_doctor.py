@@ -295,6 +295,8 @@ async def until_filled(redis, namespace: str) -> None:
             info = reply if isinstance(reply, dict) else dict(zip(*[iter(reply)] * 2, strict=True))
             if not int(info[b"indexing"]):
                 return
+            # Asked without a pause, Redis would have no time for the index.
+            await asyncio.sleep(0.01)
 
 
 async def test_an_index_with_other_settings_is_a_problem(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 
 import pytest
 from redis import Redis
@@ -42,7 +45,7 @@ def test_json_counts_calls_entries_and_savings(stats, asked):
     assert numbers["prompt_tokens_saved"] == 2 * asked[0]["usage"]["prompt_tokens"]
     assert numbers["completion_tokens_saved"] == 2 * asked[0]["usage"]["completion_tokens"]
     assert numbers["usd_saved"] > 0
-    assert numbers["price_model"] == "gpt-4o-mini"
+    assert numbers["price_model"] is None
 
 
 def test_another_price_model_tells_other_savings(stats, asked):
@@ -57,7 +60,57 @@ def test_people_see_the_same(stats, asked):
     assert ran.exit_code == 0
     assert "hit rate      66.7%" in ran.stdout
     assert "1 entries of 1536 dimensions" in ran.stdout
-    assert "at the prices of gpt-4o-mini" in ran.stdout
+    assert "USD" in ran.stdout
+
+
+def test_a_window_and_a_tenant_choose_what_is_counted(stats, asked):
+    ours = json.loads(stats("--json", "--window", "24h").stdout)
+    theirs = json.loads(stats("--json", "--tenant", "acme").stdout)
+
+    assert (ours["miss"], ours["window"]) == (1, "24h")
+    assert (theirs["miss"], theirs["tenant"]) == (0, "acme")
+
+
+def test_a_window_that_is_none_is_one_line(stats):
+    ran = stats("--window", "24")
+
+    assert ran.exit_code == 1
+    assert "24h or 7d" in ran.stderr
+
+
+def test_own_prices_go_before_the_list(stats, asked):
+    numbers = json.loads(stats("--json", "--price", "gpt-4o-mini=1,2").stdout)
+
+    tokens = numbers["prompt_tokens_saved"] + 2 * numbers["completion_tokens_saved"]
+    assert numbers["usd_saved"] == pytest.approx(tokens / 1e6)
+
+
+def test_a_model_without_a_price_is_named_and_not_taken_for_free(
+    stats, cli, redis_url, namespace, service
+):
+    options = ("--redis-url", redis_url, "--namespace", namespace, "--no-semantic")
+    ran = cli("chat", *options, "--model", "in-house", stdin="hi\nhi\n", env=service)
+    assert ran.exit_code == 0
+
+    assert json.loads(stats("--json").stdout)["usd_saved"] is None
+    assert "no price is known for in-house" in stats().stdout
+
+
+def test_watching_goes_on_until_interrupted(redis_url, namespace, environment, asked):
+    options = ["--redis-url", redis_url, "--namespace", namespace, "--interval", "0.1", "--json"]
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "llm_cache.cli", "stats", "--watch", *options],
+        stdout=subprocess.PIPE,
+        env=environment,
+        text=True,
+    )
+    assert watching.stdout
+    lines = [json.loads(watching.stdout.readline()) for _ in range(3)]
+    watching.send_signal(signal.SIGINT)
+    watching.communicate(timeout=20)
+
+    assert [line["miss"] for line in lines] == [1, 1, 1]
+    assert watching.returncode == 130
 
 
 def test_an_unused_namespace_is_all_zeros_and_gets_no_index(stats, redis_url, namespace):

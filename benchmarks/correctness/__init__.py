@@ -1,0 +1,47 @@
+"""How often the semantic layer serves, and how often it serves the wrong answer.
+
+`python -m benchmarks correctness --data DIR --write docs/correctness.md`
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what this benchmark takes."""
+    parser.add_argument("--data", type=Path, required=True, help="folder with the data sets")
+    parser.add_argument("--resamples", type=int, default=3, help="permutations of each stream")
+    parser.add_argument("--logs", type=int, default=40, help="synthetic logs of each kind")
+    parser.add_argument(
+        "--peers-python", type=Path, help="interpreter of an environment with gptcache and redisvl"
+    )
+    parser.add_argument("--write", type=Path, help="write the results here, as Markdown")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, print, and write if asked to."""
+    from benchmarks.correctness import report
+
+    if not (arguments.data / "banking77_train.csv.gz").is_file():
+        print(f"--data: there is no banking77_train.csv.gz in {arguments.data}", file=sys.stderr)
+        return 2
+    lines: list[str] = []
+    for line in report.lines(
+        arguments.data, arguments.resamples, arguments.logs, arguments.peers_python
+    ):
+        print(line, flush=True)
+        lines.append(line)
+    if arguments.write is not None:
+        arguments.write.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the arguments and run."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks correctness", description=__doc__)
+    add_arguments(parser)
+    sys.exit(run(parser.parse_args(argv)))

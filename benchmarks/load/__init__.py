@@ -1,0 +1,1 @@
+"""What happens under load: arrivals that do not wait, callers who do, and hours of both."""

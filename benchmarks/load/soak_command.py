@@ -1,0 +1,155 @@
+"""`soak`: a steady rate for long: does anything grow, fail or leak?
+
+By default 70 % of the knee, for 20 minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.command import add_options, measured
+from benchmarks.load.command import add_load_options, described, fleet_of
+from benchmarks.load.fleet import Fleet, Step
+from benchmarks.load.sweep import Limit, find_knee
+from benchmarks.results import Results
+from benchmarks.session import Session
+
+Json = dict[str, Any]
+MOST_GROWTH = 0.02
+_TTL_S = 60.0
+_POINTS = 240
+_OTHER_CONNECTIONS = 4
+"""The watch's own, the session's, and what looks after the namespace."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
+    add_options(parser, embedder="instant")
+    add_load_options(parser)
+    parser.set_defaults(ttl_s=_TTL_S)
+    parser.add_argument("--minutes", type=float, default=20.0, help="after warming up")
+    parser.add_argument(
+        "--warm-up-minutes", type=float, help="default: 2.5 lifetimes of an answer, at least 2"
+    )
+    parser.add_argument("--rate", type=float, help="requests/s; default: 70 %% of the knee")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure and write the report."""
+
+    async def measure(session: Session, results: Results) -> None:
+        await soak(arguments, session, results)
+
+    return measured(arguments, measure)
+
+
+async def soak(arguments: argparse.Namespace, session: Session, results: Results) -> None:
+    """Find the rate, warm up until nothing fills up any more, and watch.
+
+    Answers live for a minute only: what is stored and what expires are then in balance before the
+    watching begins, and whatever still grows is a leak.
+    """
+    section = results.section("soak")
+    section.update(described(arguments), minutes=arguments.minutes)
+    async with fleet_of(arguments, session) as (fleet, prepare):
+        await prepare()
+        rate = arguments.rate
+        if rate is None:
+            knee = await _knee(arguments, session, fleet)
+            section["knee_per_s"] = knee
+            if knee is None:
+                results.note("soak: no knee was found; name a rate with --rate")
+                return
+            rate = 0.7 * knee
+        section["rate_per_s"] = rate
+        ttl_s = arguments.ttl_s or _TTL_S
+        warm_up_s = 60 * (arguments.warm_up_minutes or max(2.0, 2.5 * ttl_s / 60))
+        if session.stop.is_set():
+            return
+        await fleet.run(Step(warm_up_s, rate, arrivals=arguments.arrivals, seed=session.seed))
+        if session.stop.is_set():
+            return
+        step = Step(60 * arguments.minutes, rate, arrivals=arguments.arrivals, seed=1)
+        figures = await fleet.run(step)
+        section["warm_up_s"] = warm_up_s
+        section["steady"] = summarised(figures)
+        check(results, section["steady"], workers=arguments.workers)
+
+
+async def _knee(arguments: argparse.Namespace, session: Session, fleet: Fleet) -> float | None:
+    async def step(rate: float) -> Json | None:
+        if session.stop.is_set():
+            return None
+        return await fleet.run(Step(arguments.seconds, rate, arrivals=arguments.arrivals))
+
+    found = await find_knee(step, Limit(arguments.p99_ms / 1000), start_per_s=arguments.start_rate)
+    knee: float | None = found["knee_per_s"]
+    return knee
+
+
+def summarised(figures: Json) -> Json:
+    """Return the figures of the steady stretch with what grew, and fewer points."""
+    points = figures["seconds_seen"]
+    seen = [point for point in points if "redis_memory_bytes" in point]
+    every = max(1, len(points) // _POINTS)
+    return {
+        **figures,
+        "seconds_seen": points[::every],
+        "client_growth": growth([sum(point["rss_bytes"]) for point in points]),
+        "redis_growth": growth([point["redis_memory_bytes"] for point in seen]),
+        "most_connections": max((point["redis_connections"] for point in seen), default=None),
+    }
+
+
+def growth(values: Sequence[float]) -> float | None:
+    """Return by what share the last tenth is above the first; `None` for too few values.
+
+    A tenth is at least 30 s, which is how often the search module sweeps out what has expired.
+    """
+    tenth = max(30, len(values) // 10)
+    if len(values) < 3 * tenth:
+        return None
+    first, last = statistics.median(values[:tenth]), statistics.median(values[-tenth:])
+    return last / first - 1 if first else None
+
+
+def check(results: Results, figures: Json, *, workers: int) -> None:
+    """Put what must hold into *results*."""
+    trouble = sum(figures["errors"].values()) + figures["unfinished"]
+    trouble += figures["statuses"].get("bypass", 0)
+    results.check(
+        "soak: no call fails, none is bypassed",
+        ok=trouble == 0,
+        expected="0",
+        measured=f"{trouble}",
+    )
+    results.check(
+        "soak: no wrong answer",
+        ok=figures["wrong"] + figures["foreign"] == 0,
+        expected="0",
+        measured=f"{figures['wrong'] + figures['foreign']}",
+    )
+    for who, name in (("client", "the clients"), ("redis", "Redis")):
+        grown = figures[f"{who}_growth"]
+        if grown is None:
+            results.note(f"soak: too short to tell whether the memory of {name} grows")
+            continue
+        results.check(
+            f"soak: memory of {name} grows by at most 2 %",
+            ok=grown <= MOST_GROWTH,
+            expected="≤ +2.0 %",
+            measured=f"{100 * grown:+.1f} %",
+        )
+    # 50 in a cache's pool, and two beside it.
+    most = workers * 52 + _OTHER_CONNECTIONS
+    connections = figures["most_connections"]
+    if connections is not None:
+        results.check(
+            "soak: connections to Redis are bounded",
+            ok=connections <= most,
+            expected=f"≤ {most}",
+            measured=f"{connections}",
+        )

@@ -1,0 +1,1 @@
+"""How many calls hit, and how many hits are wrong."""

@@ -1,0 +1,1 @@
+"""From `results.json` to a report that people read."""

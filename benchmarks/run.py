@@ -1,0 +1,129 @@
+"""`run`: everything, and a report of it.
+
+`--quick` takes about three minutes, all of it half an hour; `--soak` adds 20 minutes at a steady
+rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Awaitable, Callable
+
+from benchmarks import side_by_side
+from benchmarks.command import add_options, measured
+from benchmarks.embedding import MeteredEmbedder, make_embedder
+from benchmarks.latency import command as latency
+from benchmarks.latency import self_test
+from benchmarks.load import command as load
+from benchmarks.load import soak_command as soak
+from benchmarks.quality import command as hitrate
+from benchmarks.quality import savings
+from benchmarks.results import Results
+from benchmarks.session import Session
+
+PARTS = ("hitrate", "latency", "load", "peers", "savings", "self-test")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
+    add_options(parser)
+    parser.add_argument("--quick", action="store_true", help="about three minutes")
+    parser.add_argument("--soak", action="store_true", help="20 minutes at 70 %% of the knee, too")
+    parser.add_argument("--only", type=_parts, default=PARTS, help=f"some of {','.join(PARTS)}")
+    hitrate.add_stream_options(parser)
+    load.add_load_options(parser)
+    parser.add_argument("--upstream-delay-ms", type=float, default=0.0, help="of the latencies")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure and write the report."""
+
+    async def measure(session: Session, results: Results) -> None:
+        for part in _parts_of(arguments):
+            if session.stop.is_set():
+                return
+            session.progress.say(f"--- {part}")
+            await _PARTS[part](arguments, session, results)
+            results.save()  # what is done is done, whatever comes
+
+    return measured(arguments, measure)
+
+
+def _parts_of(arguments: argparse.Namespace) -> list[str]:
+    return [*arguments.only, *(["soak"] if arguments.soak else [])]
+
+
+def _with(arguments: argparse.Namespace, **changes: object) -> argparse.Namespace:
+    return argparse.Namespace(**{**vars(arguments), **changes})
+
+
+async def _load(arguments: argparse.Namespace, session: Session, results: Results) -> None:
+    seconds = 2.0 if arguments.quick else arguments.seconds
+    # The embedding model on this machine would take the cores that the load is to come from.
+    changed = _with(
+        arguments,
+        seconds=seconds,
+        embedder="instant",
+        rates=None,
+        callers=[1, 200] if arguments.quick else [1, 50, 200],
+    )
+    await load.loads(changed, session, results)
+
+
+async def _soak(arguments: argparse.Namespace, session: Session, results: Results) -> None:
+    knee = results.section("load").get("sweep", {}).get("knee_per_s")
+    changed = _with(
+        arguments,
+        embedder="instant",
+        ttl_s=60.0,
+        rate=None if knee is None else 0.7 * knee,
+        minutes=20.0,
+        warm_up_minutes=None,
+    )
+    await soak.soak(changed, session, results)
+
+
+async def _peers(arguments: argparse.Namespace, session: Session, results: Results) -> None:
+    embedder = MeteredEmbedder(await make_embedder(arguments.embedder), remembers=True)
+    plan = side_by_side.QUICK if arguments.quick else side_by_side.Plan()
+    await side_by_side.measure(session, results, plan, embedder)
+
+
+async def _savings(arguments: argparse.Namespace, session: Session, results: Results) -> None:
+    parser = argparse.ArgumentParser()
+    savings.add_arguments(parser)
+    defaults = parser.parse_args([])
+    changed = _with(
+        defaults,
+        log=arguments.log,
+        prompt_column=arguments.prompt_column,
+        price_model=arguments.price_model,
+        embedder=arguments.embedder,
+        max_requests=arguments.max_requests or (500 if arguments.quick else 2_000),
+    )
+    if arguments.quick:
+        changed = _with(changed, thresholds=[0.85, 0.95], ttls_h=[1.0, 24.0])
+    await savings.savings(changed, session, results)
+
+
+async def _self_test(_: argparse.Namespace, session: Session, results: Results) -> None:
+    await self_test.measure(session, results)
+
+
+_PARTS: dict[str, Callable[[argparse.Namespace, Session, Results], Awaitable[None]]] = {
+    "hitrate": hitrate.hit_rates,
+    "latency": latency.latencies,
+    "load": _load,
+    "peers": _peers,
+    "savings": _savings,
+    "self-test": _self_test,
+    "soak": _soak,
+}
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    parts = tuple(part.strip() for part in text.split(","))
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"there is no {unknown[0]!r}: take of {','.join(PARTS)}")
+    return parts
