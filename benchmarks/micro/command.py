@@ -15,10 +15,12 @@ from benchmarks.micro import (
     growth,
     imports,
     lag,
+    line,
     memory,
     peers,
     plans,
     recall,
+    salting,
     semantic,
     store,
     stream,
@@ -40,7 +42,7 @@ REGISTRY: dict[str, Micro] = {
     module.BENCHMARK.name: module.BENCHMARK
     for module in (
         *(exact, concurrent, semantic, store, memory, imports, recall, stream, lag),
-        *(peers, plans, variants, growth),
+        *(line, peers, plans, variants, salting, growth),
     )
 }
 

@@ -408,8 +408,8 @@ async def _together(cache: LLMCache, bare: redis.Redis, queries: Sequence[Query]
 
     for _ in range(5):
         for name, search in (("line", by_line), ("pool", by_pool)):
-            rate, waits = await _rate(search, len(places), other)
-            rates[name].append(rate)
+            per_s, waits = await rate(search, len(places), other)
+            rates[name].append(per_s)
             felt[name] += waits
     await other.aclose()
     return {
@@ -423,9 +423,10 @@ async def _together(cache: LLMCache, bare: redis.Redis, queries: Sequence[Query]
     }
 
 
-async def _rate(
+async def rate(
     search: Callable[[int], Awaitable[None]], count: int, other: redis.Redis
 ) -> tuple[float, list[float]]:
+    """Return searches a second of many callers, and the seconds of a `GET` beside them."""
     waits: list[float] = []
     is_over = False
     turns = iter(list(range(count)) * 2)

@@ -144,9 +144,9 @@ async def _measure(settings: Settings, given: Material, dimensions: int, variant
         try:
             for setting, value in variant.settings:
                 await bare.config_set(setting, value)
-            statement = variant.statement(await _statement(cache.redis_url, name, dimensions))
+            making = variant.statement(await statement(cache.redis_url, name, dimensions))
             before = (await bare.info("memory"))["used_memory"]
-            await bare.execute_command(*statement)
+            await bare.execute_command(*making)
         except redis.ResponseError as error:
             return {**about, "why": f"refused: {error}"}
         else:
@@ -155,7 +155,7 @@ async def _measure(settings: Settings, given: Material, dimensions: int, variant
             await bare.aclose()
 
 
-async def _statement(url: str, namespace: str, dimensions: int) -> Statement:
+async def statement(url: str, namespace: str, dimensions: int) -> Statement:
     """Return the statement that the product makes an index of *namespace* with."""
     connection = Connection(url, max_connections=1, timeout_s=10)
     await connection.open()

@@ -26,9 +26,9 @@ from llm_cache.errors import StoreError, StoreTimeout, StoreUnavailable
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
 
-MOST_ON_THEIR_WAY = 8
-"""Turns that are sent and not answered yet. Measured with searches: from two on the server is
-busy all the time; what is above only makes others wait."""
+MOST_ON_THEIR_WAY = 4
+"""Turns that are sent and not answered yet. From two on the server is busy all the time; what is
+above that makes others wait (`python -m benchmarks micro line`)."""
 
 Command = tuple[Any, ...]
 
