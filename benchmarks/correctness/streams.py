@@ -19,7 +19,7 @@ from llm_cache.errors import CalibrationRefused
 
 MAX_WRONG = 0.01
 CONFIDENCE = 0.95
-_THRESHOLDS = tuple(round(0.60 + 0.01 * step, 2) for step in range(40))
+_THRESHOLDS = tuple(round(0.80 + 0.005 * step, 3) for step in range(40))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ This is done twice, with a random cut and with one in the order of time. Both mu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
@@ -40,7 +40,7 @@ COVERAGES: Final = (0.01, *(round(0.03 * step, 2) for step in range(1, 32)))
 TOO_NOISY: Final = 0.2
 """Where it is not shown that fewer hits than this are wrong, the labels say nothing."""
 _ENOUGH_HITS: Final = 3
-"""The first point tested has hits enough for the bound to hold with this many wrong ones."""
+"""The first point tested has, if any has, hits enough for this many of them to be wrong."""
 _PER_WEIGHT: Final = 10
 """Labels of the rarer kind that a weight takes to be fitted."""
 _MILD_GUARDS: Final = ("constraint", "relation")
@@ -127,19 +127,10 @@ class Labels(Protocol):
 
 def certify(labels: Labels, claim: Claim, split: Split, *, pairs: bool = False) -> SplitResult:
     """Fit a policy to *labels* and find its loosest operating point at which *claim* holds."""
-    fitting = labels.fitting()
-    policies = _policies(fitting, labels.fitting_requests(), pairs=pairs)
+    policies = _policies(labels.fitting(), labels.fitting_requests(), pairs=pairs)
     tested: list[Point] = []
     kept: tuple[CalibratedPolicy, Point] | None = None
-    enough, novel = _first_hits(claim), labels.novel()
-    known: Scores = {}
-    for policy in policies:
-        accepts = acceptance(policy, known)
-        answered = sum(map(acceptance(policy), novel))
-        point = _point(labels.test(accepts), len(novel), answered, claim)
-        is_last = policy is policies[-1]
-        if claim.basis == "hits" and point.hits < enough and not is_last:
-            continue
+    for policy, point in _worth_testing(_measured(policies, labels, claim), claim):
         tested.append(point)
         if not point.holds:
             break
@@ -152,12 +143,45 @@ def certify(labels: Labels, claim: Claim, split: Split, *, pairs: bool = False) 
     )
 
 
-def _first_hits(claim: Claim) -> int:
-    """Return the hits with which the bound holds in spite of three wrong ones.
+_Measured = tuple[CalibratedPolicy, Point]
 
-    A point with fewer is not tested on a basis of hits: a single wrong hit would end the search.
-    How many hits there are does not depend on the labels of what is tested.
+
+def _measured(
+    policies: Sequence[CalibratedPolicy], labels: Labels, claim: Claim
+) -> Iterator[_Measured]:
+    """Yield each policy with what it gives, the strictest first; each takes a replay."""
+    novel = labels.novel()
+    known: Scores = {}
+    for policy in policies:
+        outcome = labels.test(acceptance(policy, known))
+        novel_answered = sum(map(acceptance(policy), novel))
+        yield policy, _point(outcome, len(novel), novel_answered, claim)
+
+
+def _worth_testing(measured: Iterator[_Measured], claim: Claim) -> Iterator[_Measured]:
+    """Leave out the strictest points that have too few hits to show anything of hits.
+
+    A point where one wrong hit decides would end the search before it has begun. If no point has
+    more, those are tested that could hold at all. How many hits a point has is known before
+    anybody looks at what of them was right.
     """
+    if claim.basis == "requests":
+        yield from measured
+        return
+    enough, least = _enough_hits(claim), trials_needed(0.0, claim.max_wrong, claim.confidence)
+    few: list[_Measured] = []
+    for policy, point in measured:
+        if point.hits >= enough:
+            yield policy, point
+            yield from measured
+            return
+        few.append((policy, point))
+    could = [one for one in few if one[1].hits >= (least or 0)]
+    yield from could or few[-1:]
+
+
+def _enough_hits(claim: Claim) -> int:
+    """Return the hits with which the bound holds in spite of three wrong ones."""
     least = trials_needed(0.0, claim.max_wrong, claim.confidence) or 0
     while upper_bound(_ENOUGH_HITS, least, claim.confidence) > claim.max_wrong > 0:
         least += max(1, least // 50)
