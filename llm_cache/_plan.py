@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, Unpack
@@ -116,12 +116,11 @@ def _kind(
     """Return what calls have in common that differ in the prompt alone; `None` if unsure."""
     option_types = tuple(map(type, options.values()))
     param_types = tuple(map(type, params.values()))
-    names = (*options.get("tags", ()), *options.get("depends_on", ()))
-    if not (
-        _OPTION_TYPES.issuperset(option_types)
-        and _PARAM_TYPES.issuperset(param_types)
-        and _TEXT.issuperset(map(type, names))
-    ):
+    if not (_OPTION_TYPES.issuperset(option_types) and _PARAM_TYPES.issuperset(param_types)):
+        return None
+    # Looked into only here, where they are known to be no iterators, which would end by it.
+    names = (*(options.get("tags") or ()), *(options.get("depends_on") or ()))
+    if not _TEXT.issuperset(map(type, names)):
         return None
     # The types tell `1`, `1.0` and `True` apart, which are equal to each other.
     return (
@@ -295,15 +294,24 @@ def _instructions(messages: Any, system: Any = None) -> str:
         for turn in turns
         if isinstance(turn, Mapping) and turn.get("role") in _INSTRUCTING
     ]
-    return "\n".join(content for content in contents if isinstance(content, str))
+    return "\n".join(text for content in contents for text in _texts(content))
 
 
 _INSTRUCTING = frozenset({"system", "developer"})
 
 
+def _texts(content: Any) -> Iterator[str]:
+    """Yield the texts of *content*, which is one itself or a list of parts."""
+    parts = [{"text": content}] if isinstance(content, str) else content
+    for part in parts if isinstance(parts, list | tuple) else ():
+        text = part.get("text") if isinstance(part, Mapping) else None
+        if isinstance(text, str):
+            yield text
+
+
 def _checked_names(names: Iterable[object], what: str, one: str) -> tuple[str, ...]:
-    if isinstance(names, str):
-        raise InvalidRequest(f"{what} must be a list of texts, not one text")
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise InvalidRequest(f"{what} must be a list of texts; got {type(names).__name__}")
     checked = []
     for name in dict.fromkeys(names):
         if not isinstance(name, str) or not name or not _is_unicode(name):
