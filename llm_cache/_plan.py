@@ -19,6 +19,7 @@ from llm_cache._call import (
 from llm_cache._core import keys, policy
 from llm_cache._core.control import ANY, CacheControl, parse_cache_control
 from llm_cache._core.normalize import Prompt, fold_text, frame_value, normalize
+from llm_cache._core.targets import MOST_NAME_CHARS
 from llm_cache._core.types import ChatRequest, Json
 from llm_cache.config import CacheConfig, check_ttl, is_number, upstream_name
 from llm_cache.errors import ConfigurationError, InvalidRequest
@@ -273,16 +274,18 @@ def _checked_tenant(tenant: object, *, is_required: bool) -> str | None:
         if is_required:
             raise InvalidRequest("require_tenant=True: every call must name its tenant=")
         return None
-    if not isinstance(tenant, str) or not tenant or not _is_unicode(tenant):
-        raise InvalidRequest("tenant must be text that is not empty, or None for the shared one")
-    return tenant
+    return _checked_name(tenant, "tenant", otherwise=", or None for the shared one")
 
 
 def _checked_scope(name: object) -> str | None:
-    if name is None:
-        return None
+    return None if name is None else _checked_name(name, "shared_scope")
+
+
+def _checked_name(name: object, what: str, *, otherwise: str = "") -> str:
     if not isinstance(name, str) or not name or not _is_unicode(name):
-        raise InvalidRequest("shared_scope must be text that is not empty, or None for no sharing")
+        raise InvalidRequest(f"{what} must be text that is not empty{otherwise}")
+    if len(name) > MOST_NAME_CHARS:
+        raise InvalidRequest(f"{what} must have at most {MOST_NAME_CHARS} characters")
     return name
 
 
@@ -312,12 +315,7 @@ def _texts(content: Any) -> Iterator[str]:
 def _checked_names(names: Iterable[object], what: str, one: str) -> tuple[str, ...]:
     if isinstance(names, str) or not isinstance(names, Iterable):
         raise InvalidRequest(f"{what} must be a list of texts; got {type(names).__name__}")
-    checked = []
-    for name in dict.fromkeys(names):
-        if not isinstance(name, str) or not name or not _is_unicode(name):
-            raise InvalidRequest(f"every {one} must be text that is not empty")
-        checked.append(name)
-    return tuple(checked)
+    return tuple(dict.fromkeys(_checked_name(name, f"every {one}") for name in names))
 
 
 def _seconds(given: Any, default: Any) -> float | None:

@@ -139,6 +139,11 @@ class Sealed:
                 raise CorruptEntry(_UNREADABLE) from error
         return self._about
 
+    @property
+    def header(self) -> bytes:
+        """The first bytes, which tell this answer from any other that is stored under its key."""
+        return self._blob[:HEADER_BYTES]
+
     def open(self) -> Entry:
         """Return the whole entry. Raises as `answer` does."""
         return replace(self.about, answer=self.answer)

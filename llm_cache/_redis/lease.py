@@ -16,7 +16,7 @@ import asyncio
 import hashlib
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from enum import StrEnum
 from typing import Any, Self, TypeVar
@@ -61,6 +61,18 @@ class Script:
     ) -> Any:
         """Run the script. One round trip, two where the server had to be sent it."""
         return await connection.run(self._evaluate(connection, len(keys), *keys, *arguments))
+
+    async def run_each(
+        self, connection: Connection, calls: Iterable[tuple[Sequence[str], Sequence[str | bytes]]]
+    ) -> list[Any]:
+        """Run the script once for each of *calls*, their keys and arguments. One round trip."""
+        pipeline = connection.client.pipeline(transaction=False)
+        # First of all, so that no other command of the pipeline can miss it.
+        pipeline.script_load(self._text)
+        for keys, arguments in calls:
+            pipeline.evalsha(self._sha, len(keys), *keys, *arguments)
+        _, *replies = await connection.run(pipeline.execute())
+        return replies
 
     async def _evaluate(self, connection: Connection, *rest: str | bytes | int) -> Any:
         run = connection.client.execute_command

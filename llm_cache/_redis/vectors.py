@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from typing import Any
 
 from llm_cache._core.keys import Keys, answer_digest
@@ -129,7 +129,7 @@ class VectorStore:
         """Delete semantic entries whose answers are gone. One round trip."""
         await self.line.execute("UNLINK", *entry_keys)
 
-    async def prompts(self) -> AsyncIterator[list[tuple[str, str]]]:
+    async def prompts(self) -> AsyncGenerator[list[tuple[str, str]], None]:
         """Yield the digest of the answer and the prompt of every entry, in batches.
 
         One round trip for a thousand entries. Not for the path of a call.
@@ -140,17 +140,26 @@ class VectorStore:
                 *("WITHCURSOR", "COUNT", _PROMPTS_AT_ONCE, "DIALECT", 2),
             )
         )
-        while opened is not None:
-            (_, *rows), cursor = opened[0]
-            fields = map(_mapping, rows)
-            yield [
-                (answer_digest(row[b"__key"].decode()), row[b"prompt"].decode("utf-8", "replace"))
-                for row in fields
-                if b"__key" in row and b"prompt" in row
-            ]
-            if not cursor:
-                return
-            opened = await self._ask(("FT.CURSOR", "READ", self.index, cursor))
+        cursor = 0
+        try:
+            while opened is not None:
+                (_, *rows), cursor = opened[0]
+                fields = map(_mapping, rows)
+                yield [
+                    (
+                        answer_digest(row[b"__key"].decode()),
+                        row[b"prompt"].decode("utf-8", "replace"),
+                    )
+                    for row in fields
+                    if b"__key" in row and b"prompt" in row
+                ]
+                if not cursor:
+                    return
+                opened = await self._ask(("FT.CURSOR", "READ", self.index, cursor))
+        finally:
+            if cursor:
+                # Left before the end: an index has a limited number of cursors.
+                await self._ask(("FT.CURSOR", "DEL", self.index, cursor))
 
     async def count(self) -> int:
         """Return the number of entries in the index. One round trip."""
