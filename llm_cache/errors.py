@@ -7,6 +7,7 @@ LLMCacheError
 │   ├── IndexMismatch                 an index of this name was made with other settings
 │   └── MissingExtra                  an optional dependency is not installed
 ├── InvalidRequest (ValueError)       this call can never work, whatever the state of the cache
+│   └── PartialInvalidation           a pattern cannot reach all that is meant
 ├── CacheClosed                       used after `aclose()`
 ├── StoreError                        Redis
 │   ├── StoreUnavailable              it refused, went away or answered an error

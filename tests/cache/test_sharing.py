@@ -6,6 +6,7 @@ from typing import Any
 import openai
 import pytest
 
+from llm_cache._core.targets import Kind, target
 from llm_cache.errors import CacheClosed, InvalidRequest, StoreUnavailable
 from llm_cache.events import DependencyFailed
 from llm_cache.testing import Answer, FakeClock
@@ -140,7 +141,7 @@ async def test_promotion_leaves_an_answer_of_ones_own_alone(make_cache, embedder
 async def test_promotion_takes_the_place_of_a_dead_answer(cache, embedder):
     embedder.similar(QUESTION, REPHRASED, 0.95)
     await cache.store_exact(REPHRASED, "dead", tags=["old"])
-    await cache._epochs.purge(["tag:old"])
+    await cache._epochs.purge([target(Kind.TAG, "old")])
     await cache.store_semantic(QUESTION, "living")
 
     assert (await cache.chat(REPHRASED)).status == "semantic"

@@ -14,6 +14,7 @@ from redis import asyncio as redis_py
 from llm_cache import transfer
 from llm_cache._core.codec import decode_entry, encode_entry
 from llm_cache._core.keys import answer_digest
+from llm_cache._core.targets import Kind, target
 from llm_cache._redis.bulk import BulkEntries
 from llm_cache._redis.embedded import EmbeddedRedis
 from llm_cache.errors import (
@@ -227,7 +228,7 @@ def _give(value) -> Callable[[], Awaitable[Any]]:
 
 
 async def test_what_was_invalidated_is_not_exported(filled, path):
-    await filled._epochs.purge(["tag:geo"])
+    await filled._epochs.purge([target(Kind.TAG, "geo")])
 
     exported = await export_entries(filled, path)
 
@@ -238,7 +239,7 @@ async def test_what_is_invalidated_during_the_export_is_not_in_the_file(filled, 
     purging: list[asyncio.Task[str]] = []
 
     def purge(_: int) -> None:
-        purging.append(asyncio.ensure_future(filled._epochs.purge(["tag:geo"])))
+        purging.append(asyncio.ensure_future(filled._epochs.purge([target(Kind.TAG, "geo")])))
 
     exported = await export_entries(filled, path, on_progress=purge)
 
@@ -259,7 +260,7 @@ def _semantic(path) -> list[dict[str, Any]]:
 
 async def test_the_same_redis_does_not_get_back_what_was_invalidated_since(filled, path, redis):
     await export_entries(filled, path)
-    await filled._epochs.purge(["tag:geo"])
+    await filled._epochs.purge([target(Kind.TAG, "geo")])
     imported = await import_entries(filled, path)
 
     assert (imported.invalidated, imported.present) == (5, 1)
@@ -268,7 +269,7 @@ async def test_the_same_redis_does_not_get_back_what_was_invalidated_since(fille
 
 async def test_the_same_redis_gets_it_back_when_asked_to(filled, path):
     await export_entries(filled, path)
-    await filled._epochs.purge(["tag:geo"])
+    await filled._epochs.purge([target(Kind.TAG, "geo")])
     imported = await import_entries(filled, path, revive=True)
 
     assert imported.written == 5
@@ -278,7 +279,7 @@ async def test_the_same_redis_gets_it_back_when_asked_to(filled, path):
 async def test_invalidation_at_the_destination_reaches_what_was_imported(filled, other, path):
     await export_entries(filled, path)
     await import_entries(other, path)
-    await other._epochs.purge(["tag:geo"])
+    await other._epochs.purge([target(Kind.TAG, "geo")])
 
     assert await other.lookup_exact(FRANCE) is None
     assert await other.lookup_semantic(REPHRASED) is None
@@ -293,7 +294,7 @@ async def test_invalidation_during_the_import_reaches_what_comes_after_it(
 
     def purge(count: int) -> None:
         if count == 1:
-            purging.append(asyncio.ensure_future(other._epochs.purge(["all"])))
+            purging.append(asyncio.ensure_future(other._epochs.purge([target(Kind.ALL)])))
 
     await import_entries(other, path, on_progress=purge)
     await asyncio.gather(*purging)
@@ -673,7 +674,7 @@ async def test_what_was_invalidated_before_the_export_went_on_is_not_in_the_file
     filled, path, small_steps
 ):
     await stopped(filled, path, after=4)
-    await filled._epochs.purge(["tag:geo"])
+    await filled._epochs.purge([target(Kind.TAG, "geo")])
 
     assert (await export_entries(filled, path, resume=True)).answers == 1
     assert inspect_export(path).lines == 1

@@ -10,6 +10,7 @@ import sys
 import openai
 import pytest
 
+from llm_cache._core.targets import Kind, target
 from llm_cache.errors import FileUnwritable, InvalidFile, InvalidRequest
 from llm_cache.testing import Answer
 from llm_cache.warm import WarmCall, estimate, read_prompts, warm
@@ -234,7 +235,7 @@ async def test_finished_lines_are_not_even_looked_up(half_done, notes, redis):
 
 
 async def test_what_was_invalidated_since_is_asked_again(half_done, notes):
-    await half_done._epochs.purge(["all"])
+    await half_done._epochs.purge([target(Kind.ALL)])
     report = await warm(half_done, calls(*QUESTIONS), checkpoint=notes)
 
     assert (report.asked, report.skipped) == (4, 0)
