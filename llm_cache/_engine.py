@@ -108,13 +108,13 @@ class Engine:
             return call.terms.bypass
         try:
             await self._ready()
-            found = await self._exact.lookup(call.digest)
+            found = await self._exact.lookup(call.digest, call.text)
         except (StoreError, EmbedderError) as error:
             reason = self._failed("lookup_exact", error)
             self._refuse_without_model(call)
             return reason
         if found.entry is not None and call.accepts(found.entry, self._clock()):
-            self._prolong(call.digest, found.entry)
+            self._prolong(call, call.digest, found.entry)
             return exact_end(call.digest, found.entry)
         if found.corrupt is not None:
             self._failed("lookup_exact", found.corrupt)
@@ -133,7 +133,7 @@ class Engine:
             try:
                 fresh = await produce()
             except Exception as error:
-                if (stale := self._instead_of(error, call, found)) is None:
+                if (stale := await self._instead_of(error, call, found)) is None:
                     raise
                 return stale
             return await self._end(call, fresh, turn, place)
@@ -147,44 +147,65 @@ class Engine:
             return None
         return replace(exact_end(call.digest, entry), status=CacheStatus.STALE)
 
-    def _instead_of(self, error: Exception, call: Call, found: Lookup | str) -> Answered | None:
+    async def _instead_of(
+        self, error: Exception, call: Call, found: Lookup | str
+    ) -> Answered | None:
         """Return the stale answer to serve where the model failed, if there is one to serve."""
         for_s = self._config.stale_if_error_s if is_outage(error) else 0.0
-        stale = self._stale(call, found, for_s)
+        if self._stale(call, found, for_s) is None:
+            return None
+        try:
+            # It may have been invalidated while the model was being asked.
+            stale = self._stale(call, await self._exact.lookup(call.digest, call.text), for_s)
+        except StoreError as failure:
+            self._failed("lookup_exact", failure)
+            return None
         if stale is None:
             return None
         self._tell(DependencyFailed("upstream", "ask", error))
         return replace(stale, reason="upstream")
 
     def _revalidate(self, call: Call, produce: Produce, found: Lookup | str) -> None:
-        """Ask the model anew in the background, unless somebody does."""
-        if isinstance(found, Lookup) and call.digest not in self._revalidating:
+        """Ask the model anew in the background, unless somebody does, or the caller forbids it."""
+        is_due = isinstance(found, Lookup) and not call.terms.control.only_if_cached
+        if is_due and call.digest not in self._revalidating:
             self._revalidating.add(call.digest)
-            self._spawn(self._ask_anew(call, produce, found))
+            self._spawn(self._ask_anew(call, produce))
 
-    async def _ask_anew(self, call: Call, produce: Produce, found: Lookup) -> None:
+    async def _ask_anew(self, call: Call, produce: Produce) -> None:
         try:
             lease = await self._leases.acquire(call.digest)
             if lease is None:
                 return
-            async with Turn(found.epoch, lease) as turn:
-                place = None
-                if call.terms.semantic and call.text is not None:
-                    place = await self._semantic.locate(call.text, call.terms.scope.name)
+            async with lease:
+                found = await self._exact.lookup(call.digest, call.text)
+                if found.entry is not None and self._accepts(call, found.entry):
+                    # Another process was faster.
+                    return
+                turn = Turn(found.epoch, lease)
+                place = await self._place_of(call)
                 await self._end(call, await produce(), turn, place)
         except StoreError as error:
-            self._failed("revalidate", error)
-        except EmbedderError as error:
             self._failed("revalidate", error)
         except Exception as error:  # noqa: BLE001 - the model's, which the caller does not wait for
             self._tell(DependencyFailed("upstream", "revalidate", error))
         finally:
             self._revalidating.discard(call.digest)
 
-    def _prolong(self, digest: str, entry: Sealed) -> None:
+    async def _place_of(self, call: Call) -> Place | None:
+        """Return where the prompt stands; `None` where the embedder fails, which is told."""
+        if not call.terms.semantic or call.text is None:
+            return None
+        try:
+            return await self._semantic.locate(call.text, call.terms.scope.name)
+        except EmbedderError as error:
+            self._failed("revalidate", error)
+            return None
+
+    def _prolong(self, call: Call, digest: str, entry: Sealed) -> None:
         """Lengthen the life of an answer that slides, which was hit. Costs the caller nothing."""
         if self._config.sliding_max_age_s is not None:
-            self._exact.prolong(digest, entry, ttl_s=self._config.ttl_s)
+            self._exact.prolong(digest, entry, ttl_s=call.terms.ttl_s)
 
     # ------------------------------------------------------------------ turns
 
@@ -206,7 +227,7 @@ class Engine:
 
     async def _look_again(self, call: Call) -> Answered | None:
         """Return what has been stored since this call looked, as what a follower is given."""
-        entry = (await self._exact.lookup(call.digest)).entry
+        entry = (await self._exact.lookup(call.digest, call.text)).entry
         if entry is None or not self._accepts(call, entry):
             return None
         status = CacheStatus.SEMANTIC if entry.is_alias else CacheStatus.MISS
@@ -232,7 +253,7 @@ class Engine:
         if turn.may_promote:
             await self._promote(call, hit, replaces=turn.replaces)
         await turn.land()
-        self._prolong(hit.candidate.digest, hit.entry)
+        self._prolong(call, hit.candidate.digest, hit.entry)
         return place, semantic_end(hit)
 
     async def _end(self, call: Call, fresh: Fresh, turn: Turn, place: Place | None) -> Answered:
@@ -313,7 +334,7 @@ class Engine:
             try:
                 source = await open_stream()
             except Exception as error:
-                if (stale := self._instead_of(error, call, found)) is None:
+                if (stale := await self._instead_of(error, call, found)) is None:
                     raise
                 return stale
             held.pop_all()  # from here on the pump holds the turn
@@ -436,6 +457,8 @@ class Engine:
             entry = _entry(terms, answer, life, stamp=epoch, now_s=now_s)
             try:
                 blob = encode_entry(entry, call.digest, compress=self._config.compression)
+            except OverflowError:
+                refusal = Refusal.TOO_LARGE
             except (ValueError, TypeError):
                 refusal = Refusal.NOT_TEXT
         if len(blob) > self._config.max_entry_bytes:
@@ -444,9 +467,10 @@ class Engine:
             self._tell(StoreSkipped(refusal, call.terms.model))
             return refusal
         leading = None if place is None else self._semantic.entry(place, call.digest)
-        await self._exact.remember_for(life.longest_ms)
+        await self._exact.epochs.remember_for(life.longest_ms)
         if leading is None or not self._config.store_prompts:
-            await self._answers.note_unindexed(life.fresh_until_s, call.terms.ttl_s)
+            lifetime_s = life.longest_ms / 1000
+            await self._answers.note_unindexed(now_s + lifetime_s, lifetime_s)
         # Where a late leader finds a newer answer in place, that one stays: it is stored too.
         await self._leases.store(
             call.digest, blob, ttl_ms=life.kept_ms, entry=leading, lease=lease
@@ -496,7 +520,12 @@ class Engine:
         blob = encode_entry(alias, call.digest, compress=self._config.compression)
         try:
             await self._exact.promote(
-                call.digest, origin, blob, left_ms=hit.left_ms, replaces=replaces
+                call.digest,
+                origin,
+                blob,
+                copied=hit.entry,
+                left_ms=hit.left_ms,
+                replaces=replaces,
             )
         except StoreError as error:
             self._failed("promote", error)

@@ -61,7 +61,7 @@ async def explain(
     now_s: float,
 ) -> Explanation:
     """Return how *call* would be answered at *now_s*."""
-    found = await exact.lookup(call.digest)
+    found = await exact.lookup(call.digest, call.text)
     neighbours = await _neighbours(call, keys, exact, semantic, now_s)
     status, reason = CacheStatus.MISS, "no stored answer may be served"
     if any(neighbour.verdict == _SERVED for neighbour in neighbours):

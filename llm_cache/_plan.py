@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, Unpack
@@ -19,6 +19,7 @@ from llm_cache._call import (
 from llm_cache._core import keys, policy
 from llm_cache._core.control import ANY, CacheControl, parse_cache_control
 from llm_cache._core.normalize import Prompt, fold_text, frame_value, normalize
+from llm_cache._core.targets import MOST_NAME_CHARS
 from llm_cache._core.types import ChatRequest, Json
 from llm_cache.config import CacheConfig, check_ttl, is_number, upstream_name
 from llm_cache.errors import ConfigurationError, InvalidRequest
@@ -116,12 +117,11 @@ def _kind(
     """Return what calls have in common that differ in the prompt alone; `None` if unsure."""
     option_types = tuple(map(type, options.values()))
     param_types = tuple(map(type, params.values()))
-    names = (*options.get("tags", ()), *options.get("depends_on", ()))
-    if not (
-        _OPTION_TYPES.issuperset(option_types)
-        and _PARAM_TYPES.issuperset(param_types)
-        and _TEXT.issuperset(map(type, names))
-    ):
+    if not (_OPTION_TYPES.issuperset(option_types) and _PARAM_TYPES.issuperset(param_types)):
+        return None
+    # Looked into only here, where they are known to be no iterators, which would end by it.
+    names = (*(options.get("tags") or ()), *(options.get("depends_on") or ()))
+    if not _TEXT.issuperset(map(type, names)):
         return None
     # The types tell `1`, `1.0` and `True` apart, which are equal to each other.
     return (
@@ -274,16 +274,18 @@ def _checked_tenant(tenant: object, *, is_required: bool) -> str | None:
         if is_required:
             raise InvalidRequest("require_tenant=True: every call must name its tenant=")
         return None
-    if not isinstance(tenant, str) or not tenant or not _is_unicode(tenant):
-        raise InvalidRequest("tenant must be text that is not empty, or None for the shared one")
-    return tenant
+    return _checked_name(tenant, "tenant", otherwise=", or None for the shared one")
 
 
 def _checked_scope(name: object) -> str | None:
-    if name is None:
-        return None
+    return None if name is None else _checked_name(name, "shared_scope")
+
+
+def _checked_name(name: object, what: str, *, otherwise: str = "") -> str:
     if not isinstance(name, str) or not name or not _is_unicode(name):
-        raise InvalidRequest("shared_scope must be text that is not empty, or None for no sharing")
+        raise InvalidRequest(f"{what} must be text that is not empty{otherwise}")
+    if len(name) > MOST_NAME_CHARS:
+        raise InvalidRequest(f"{what} must have at most {MOST_NAME_CHARS} characters")
     return name
 
 
@@ -295,21 +297,25 @@ def _instructions(messages: Any, system: Any = None) -> str:
         for turn in turns
         if isinstance(turn, Mapping) and turn.get("role") in _INSTRUCTING
     ]
-    return "\n".join(content for content in contents if isinstance(content, str))
+    return "\n".join(text for content in contents for text in _texts(content))
 
 
 _INSTRUCTING = frozenset({"system", "developer"})
 
 
+def _texts(content: Any) -> Iterator[str]:
+    """Yield the texts of *content*, which is one itself or a list of parts."""
+    parts = [{"text": content}] if isinstance(content, str) else content
+    for part in parts if isinstance(parts, list | tuple) else ():
+        text = part.get("text") if isinstance(part, Mapping) else None
+        if isinstance(text, str):
+            yield text
+
+
 def _checked_names(names: Iterable[object], what: str, one: str) -> tuple[str, ...]:
-    if isinstance(names, str):
-        raise InvalidRequest(f"{what} must be a list of texts, not one text")
-    checked = []
-    for name in dict.fromkeys(names):
-        if not isinstance(name, str) or not name or not _is_unicode(name):
-            raise InvalidRequest(f"every {one} must be text that is not empty")
-        checked.append(name)
-    return tuple(checked)
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise InvalidRequest(f"{what} must be a list of texts; got {type(names).__name__}")
+    return tuple(dict.fromkeys(_checked_name(name, f"every {one}") for name in names))
 
 
 def _seconds(given: Any, default: Any) -> float | None:

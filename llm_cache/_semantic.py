@@ -178,16 +178,20 @@ class SemanticLayer:
 
         *asked* is the digest of the request itself.
 
-        Two round trips for a hit, one for a miss. Entries whose answers are gone are deleted, and
-        as they may have stood before living ones, the search is then repeated with a wider view.
+        Two round trips for a hit, one for a miss. Where entries stood in front whose answers are
+        gone, or may not be served here, the search is repeated with a wider view; those whose
+        answers are gone are deleted.
 
         Raises:
             StoreUnavailable: Redis did not answer.
         """
         limit = _CANDIDATES
+        passed_over: set[str] = set()
         while True:
-            candidates = await self.nearest(place, limit=limit)
+            nearest = await self.nearest(place, limit=limit)
+            candidates = [near for near in nearest if near.key not in passed_over]
             gone: list[str] = []
+            before = len(passed_over)
             for candidate in similarity.acceptable(
                 place.prompt,
                 candidates,
@@ -195,18 +199,22 @@ class SemanticLayer:
                 guarded=self._config.guards,
             ):
                 found, left_ms = await self._exact.lookup_for(
-                    asked, candidate.digest, self.vectors.line
+                    asked, candidate.digest, candidate.prompt or None, self.vectors.line
                 )
                 # An alias has no entry of its own; one that leads to it outlived its answer.
                 if found.entry is not None and not found.entry.is_alias:
                     if left_ms > 0 and accepts(found.entry):
                         return SemanticHit(candidate, found.entry, left_ms)
-                elif not found.is_foreign:
+                    passed_over.add(candidate.key)
+                elif found.is_foreign:
                     # An answer of another version is alive to the workers that can read it.
+                    passed_over.add(candidate.key)
+                else:
                     gone.append(candidate.key)
-            if not gone:
+            if gone:
+                await self.vectors.forget(gone)
+            elif len(passed_over) == before:
                 return None
-            await self.vectors.forget(gone)
             if limit >= _MOST_CANDIDATES:
                 return None
             limit *= 4

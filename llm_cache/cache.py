@@ -40,7 +40,14 @@ from llm_cache._engine import Engine
 from llm_cache._explain import Explanation, explain
 from llm_cache._flight import SharedRun
 from llm_cache._http.upstream import Upstream
-from llm_cache._invalidate import Invalidation, Invalidator, Selection, select, tenant_of
+from llm_cache._invalidate import (
+    Invalidation,
+    Invalidator,
+    Selection,
+    check_limit,
+    select,
+    tenant_of,
+)
 from llm_cache._plan import Planner
 from llm_cache._redis.answers import Answers
 from llm_cache._redis.connection import Connection
@@ -168,7 +175,11 @@ class LLMCache:
             clock=clock,
         )
         self._sweeper = Sweeper(
-            self._connection, self._keys, self._epochs, spaces=lambda: self._semantic.spaces
+            self._connection,
+            self._keys,
+            self._epochs,
+            spaces=lambda: self._semantic.spaces,
+            failed=lambda error: self._tell(DependencyFailed("redis", "sweep", error)),
         )
         self._invalidator = Invalidator(
             self._keys,
@@ -562,7 +573,7 @@ class LLMCache:
         """
         call, _ = self._plan_given(prompt, options)
         await self.open()
-        found = await self._exact.lookup(call.digest)
+        found = await self._exact.lookup(call.digest, call.text)
         if found.corrupt is not None:
             raise found.corrupt
         if found.entry is None or not call.accepts(found.entry, self._clock()):
@@ -674,7 +685,8 @@ class LLMCache:
             StoreError: Redis failed.
         """
         self._refuse_closed()
-        whose = tenant_of(tenant, self.config)
+        check_limit(limit, pattern)
+        whose = tenant_of(tenant, self.config, is_shared=shared_scope is not None)
         selection = select(
             {
                 "key": key,
@@ -753,7 +765,7 @@ class LLMCache:
         """
         call, _ = self._plan_given(prompt, options)
         await self.open()
-        return await self._invalidator.approve(key, call.digest)
+        return await self._invalidator.approve(key, call)
 
     # ------------------------------------------------------------------ numbers
 

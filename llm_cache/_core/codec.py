@@ -37,6 +37,9 @@ _HEADER = Struct("<BBIdd16sIIIH")
 _CHECKED = Struct("<dd16sIIIH")
 _CHECKED_AT = 6
 _NOT_SAID = 2**32 - 1
+_MOST_DETAILS_BYTES = 2**16 - 1
+_ALIAS_BYTES = 128
+"""What the details of an alias have more than those of its origin, at most."""
 HEADER_BYTES = _HEADER.size
 
 _SHORT = {
@@ -136,6 +139,11 @@ class Sealed:
                 raise CorruptEntry(_UNREADABLE) from error
         return self._about
 
+    @property
+    def header(self) -> bytes:
+        """The first bytes, which tell this answer from any other that is stored under its key."""
+        return self._blob[:HEADER_BYTES]
+
     def open(self) -> Entry:
         """Return the whole entry. Raises as `answer` does."""
         return replace(self.about, answer=self.answer)
@@ -146,10 +154,13 @@ def encode_entry(entry: Entry, digest: str, *, compress: bool = True) -> bytes:
 
     Raises:
         ValueError, TypeError: the answer is not JSON.
+        OverflowError: the details (tenant, tags, …) take more than 64 KiB.
     """
     details = {name: value for name in _SHORT if (value := getattr(entry, name)) not in (None, ())}
     details = {_SHORT[name]: value for name, value in details.items()}
     head = _encoder.encode(details).encode()
+    if len(head) > _MOST_DETAILS_BYTES - (_ALIAS_BYTES if entry.origin is None else 0):
+        raise OverflowError("tenant, tags and dependencies take more than 64 KiB together")
     body = _encoder.encode(entry.answer).encode()
     packed, body = packing.pack(body) if compress else (packing.PLAIN, body)
     flags = packed << _PACKED_SHIFT | (_ALIAS if entry.origin is not None else 0)

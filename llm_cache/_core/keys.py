@@ -203,11 +203,6 @@ class Keys:
         return f"{self.namespace}:rejected"
 
     @property
-    def unindexed(self) -> str:
-        """Key that is there while there are answers whose prompts no index has (string)."""
-        return f"{self.namespace}:unindexed"
-
-    @property
     def sweep(self) -> str:
         """Key of who is removing what is dead (string)."""
         return f"{self.namespace}:sweep"

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
-from llm_cache._core.targets import ANYONE, Kind, target, targets_of
+from llm_cache._core.targets import Kind, fold, matcher, owners, parts, targets_of
 from llm_cache._core.types import Entry, Json
+from llm_cache.errors import LLMCacheError
 
 StoreIf = Callable[[Any], bool]
 """A caller's own rule: whether an answer may be stored."""
@@ -127,10 +128,19 @@ def is_outage(error: Exception) -> bool:
     """Tell whether *error* says that the model could not answer, not that it would not.
 
     RFC 5861 names the statuses 500 to 504; errors of other kinds (no connection, a time-out) have
-    no status at all. A request that was refused is wrong, and a stale answer would hide that.
+    no status at all. A request that was refused is wrong, and a stale answer would hide that; so
+    would one in place of an error of this library's own.
     """
-    status = getattr(error, "status_code", None)
+    if isinstance(error, LLMCacheError):
+        return False
+    response = getattr(error, "response", None)
+    # As the SDKs, aiohttp, and httpx and requests have it.
+    found = (getattr(it, n, None) for it in (error, response) for n in ("status_code", "status"))
+    status = next((value for value in found if isinstance(value, int)), None)
     return not isinstance(status, int) or status >= _SERVER_ERROR or status in _PASSING
+
+
+_NOT_BY_NAME = (f"{Kind.AGE} ", f"{Kind.PATTERN} ")
 
 
 class Dated(Protocol):
@@ -150,6 +160,16 @@ class Dated(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class PurgedPattern:
+    """A pattern of prompts that was invalidated."""
+
+    token: str
+    whose: str
+    matches: Callable[[str], Any]
+    """Tells of a folded prompt whether it is meant."""
+
+
+@dataclass(frozen=True, slots=True)
 class Purges:
     """What has been invalidated: for each target, the token of the last time.
 
@@ -163,9 +183,27 @@ class Purges:
     knows any more what of it had been invalidated."""
     tokens: Mapping[str, str] = field(default_factory=dict)
     """Of the kind `AGE`, the Unix time before which answers are dead."""
+    _before_s: Mapping[str, float] = field(init=False, repr=False, compare=False)
+    _patterns: tuple[PurgedPattern, ...] = field(init=False, repr=False, compare=False)
 
-    def allow(self, entry: Dated, digest: str) -> bool:
+    def __post_init__(self) -> None:
+        """Set apart what is not found by its name."""
+        before_s, patterns = {}, []
+        for name, token in self.tokens.items():
+            if name.startswith(_NOT_BY_NAME):
+                kind, whose, value = parts(name)
+                if kind == Kind.AGE:
+                    before_s[whose] = float(token)
+                else:
+                    patterns.append(PurgedPattern(token, whose, matcher(value)))
+        object.__setattr__(self, "_before_s", before_s)
+        object.__setattr__(self, "_patterns", tuple(patterns))
+
+    def allow(self, entry: Dated, digest: str, prompt: str | None = None) -> bool:
         """Tell whether *entry*, read under this epoch from the key of *digest*, may be served.
+
+        *prompt* is the text of the request that it is stored for; without it, patterns that were
+        invalidated reach nothing.
 
         An entry is as old as the epoch that its request saw before it asked the model. It is dead
         when one of its targets was purged later, when it is older than the table, and when it
@@ -174,15 +212,20 @@ class Purges:
         stamp = entry.stamp
         if not self.born <= stamp <= self.epoch:
             return False
-        return not self.tokens or not self._was_purged(entry, digest)
+        if not self.tokens or (stamp == self.epoch and not self._before_s):
+            # The model was asked after all that was invalidated, or nothing was.
+            return True
+        return not self._was_purged(entry, digest, prompt)
 
-    def _was_purged(self, entry: Dated, digest: str) -> bool:
+    def _was_purged(self, entry: Dated, digest: str, prompt: str | None) -> bool:
         tokens, stamp, whole = self.tokens, entry.stamp, entry.about
-        if any(tokens.get(name, "") > stamp for name in targets_of(whole)):
+        if any(tokens.get(name, "") > stamp for name in targets_of(whole, digest)):
             return True
-        if tokens.get(target(Kind.KEY, digest), "") > stamp:
+        whose = owners(whole)
+        if any(entry.created_s < self._before_s.get(owner, 0.0) for owner in whose):
             return True
-        ages = (
-            tokens.get(target(Kind.AGE, tenant_id=whose), "0") for whose in (ANYONE, whole.tenant)
-        )
-        return any(entry.created_s < float(before_s) for before_s in ages)
+        later = [p for p in self._patterns if p.token > stamp and p.whose in whose]
+        if not later or prompt is None:
+            return False
+        folded = fold(prompt)
+        return any(pattern.matches(folded) for pattern in later)

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import aclosing
+from dataclasses import replace
 
 from llm_cache._core.codec import encode_entry
 from llm_cache._core.keys import Keys, answer_digest
 from llm_cache._core.types import Entry
 from llm_cache._redis.connection import Connection
 from llm_cache._redis.exact import ExactStore, pair
+from llm_cache._redis.lease import Script
 from llm_cache._redis.line import Line
 from llm_cache.errors import StoreUnavailable
 
+# In one step, so that an alias is either in the list that comes back, or finds its origin gone.
+_REMOVE = Script("""
+local aliases = redis.call('SMEMBERS', KEYS[2])
+redis.call('UNLINK', unpack(KEYS))
+return aliases
+""")
 _PROMPTS_AT_ONCE = 1_000
 _MOST_REJECTED = 10_000
 """Pairs of a request and an answer that are remembered as wrong; the oldest go first."""
@@ -41,7 +49,6 @@ class Answers:
         self._keys = keys
         self._exact = exact
         self._clock = clock
-        self._unindexed_until_s = 0.0
 
     async def entry(self, digest: str) -> Entry | None:
         """Return all but the answer of what lives under *digest*. One round trip."""
@@ -72,7 +79,7 @@ class Answers:
         start = self._keys.index("")
         return sorted(_text(n).removeprefix(start) for n in names if _text(n).startswith(start))
 
-    async def prompts(self) -> AsyncIterator[list[tuple[str, str]]]:
+    async def prompts(self) -> AsyncGenerator[list[tuple[str, str]], None]:
         """Yield the digest of the answer and the prompt of every semantic entry, in batches.
 
         One round trip for a thousand entries, and one for the list of indexes.
@@ -81,32 +88,29 @@ class Answers:
         line = Line(self._connection)
         try:
             for index in map(self._keys.index, spaces):
-                rows, cursor = await line.execute(
-                    *("FT.AGGREGATE", index, "*", "LOAD", 2, "@__key", "prompt"),
-                    *("WITHCURSOR", "COUNT", _PROMPTS_AT_ONCE, "DIALECT", 2),
-                )
-                yield _prompts(rows)
-                while cursor:
-                    rows, cursor = await line.execute("FT.CURSOR", "READ", index, cursor)
-                    yield _prompts(rows)
+                async with aclosing(_prompts(line, index)) as batches:
+                    async for batch in batches:
+                        yield batch
         finally:
             await line.aclose()
 
-    async def remove(self, digests: Sequence[str]) -> None:
+    async def remove(self, digests: Iterable[str]) -> None:
         """Remove answers with their aliases and what leads to them. Three round trips."""
         spaces = await self.spaces()
-        pipeline = self._connection.client.pipeline(transaction=False)
-        for digest in digests:
-            pipeline.smembers(self._keys.refs(digest))
-        references = await self._connection.run(pipeline.execute())
-        pipeline = self._connection.client.pipeline(transaction=False)
-        for digest, aliases in zip(digests, references, strict=True):
+        references = await _REMOVE.run_each(
+            self._connection, ((self._keys_of(digest, spaces), ()) for digest in digests)
+        )
+        aliases = [alias for names in references for alias in names]
+        if aliases:
             # The keys of one answer share a slot; each alias has its own.
-            entries = [self._keys.entry(space, digest) for space in spaces]
-            pipeline.unlink(self._keys.answer(digest), self._keys.refs(digest), *entries)
+            pipeline = self._connection.client.pipeline(transaction=False)
             for alias in aliases:
                 pipeline.unlink(alias)
-        await self._connection.run(pipeline.execute())
+            await self._connection.run(pipeline.execute())
+
+    def _keys_of(self, digest: str, spaces: Sequence[str]) -> list[str]:
+        entries = [self._keys.entry(space, digest) for space in spaces]
+        return [self._keys.answer(digest), self._keys.refs(digest), *entries]
 
     async def reject(self, origin: str, requests: Sequence[str]) -> None:
         """Remember that the answer *origin* is wrong for *requests*. One round trip, or none."""
@@ -128,16 +132,19 @@ class Answers:
 
         Two round trips.
         """
-        pipeline = self._connection.client.pipeline(transaction=False)
-        pipeline.pttl(self._keys.answer(origin))
-        (found,), (left_ms,) = await asyncio.gather(
-            self._exact.lookup_many([origin]), self._connection.run(pipeline.execute())
+        (found,), left_ms = await asyncio.gather(
+            self._exact.lookup_many([origin]),
+            self._connection.execute("PTTL", self._keys.answer(origin)),
         )
         if found.entry is None or left_ms <= 0:
             return False
-        alias = found.entry.open().as_alias(origin, None)
+        # Of the epoch that has just been seen, under which the origin lives: what of this request
+        # itself was invalidated before was another answer.
+        alias = replace(found.entry.open().as_alias(origin, None), stamp=found.epoch)
         blob = encode_entry(alias, request, compress=self._compress)
-        await self._exact.promote(request, origin, blob, left_ms=left_ms, replaces=True)
+        await self._exact.promote(
+            request, origin, blob, copied=found.entry, left_ms=left_ms, replaces=True
+        )
         return True
 
     async def sources(self, depends_on: Sequence[str]) -> tuple[str, ...] | None:
@@ -152,35 +159,47 @@ class Answers:
         entries = await self.entries(digests)
         if any(entry is None for entry in entries):
             return None
-        inherited = [name for entry in entries if entry for name in entry.depends_on]
-        return tuple(dict.fromkeys([*depends_on, *inherited]))
+        closed = list(depends_on)
+        for entry in filter(None, entries):
+            if entry.origin is not None:
+                closed.append(self._keys.answer(entry.origin))
+            closed.extend(entry.depends_on)
+        return tuple(dict.fromkeys(closed))
 
     async def note_unindexed(self, until_s: float, lifetime_s: float) -> None:
         """Note that until *until_s* there are answers that no index has. Seldom a round trip."""
-        if until_s > self._unindexed_until_s:
-            # Noted ahead, so that the next answers of this lifetime need no command.
-            until_s += lifetime_s
-            key = self._keys.unindexed
-            pipeline = self._connection.client.pipeline(transaction=False)
-            pipeline.set(key, b"1", nx=True, pxat=round(1000 * until_s))
-            pipeline.pexpireat(key, round(1000 * until_s), gt=True)
-            await self._connection.run(pipeline.execute())
-            self._unindexed_until_s = until_s
+        await self._exact.epochs.note_unindexed(
+            round(1000 * until_s), lifetime_ms=round(1000 * lifetime_s)
+        )
 
     async def has_unindexed(self) -> bool:
         """Tell whether there may be answers whose prompts no index has. One round trip."""
-        return bool(await self._connection.execute("EXISTS", self._keys.unindexed))
+        return await self._exact.epochs.unindexed_until_ms() > 1000 * self._clock()
 
 
-def _prompts(reply: Sequence[Any]) -> list[tuple[str, str]]:
-    """Return digest and prompt of the rows, which follow a count. The line speaks RESP2."""
-    fields = [dict(zip(row[::2], row[1::2], strict=True)) for row in reply[1:]]
-    return [
-        (answer_digest(row[b"__key"].decode()), row[b"prompt"].decode("utf-8", "replace"))
-        for row in fields
-        # One that expired meanwhile has no fields; one without a prompt matches nothing.
-        if b"__key" in row and b"prompt" in row
-    ]
+async def _prompts(line: Line, index: str) -> AsyncGenerator[list[tuple[str, str]], None]:
+    """Yield digest and prompt of the entries of one index. The line speaks RESP2."""
+    rows, cursor = await line.execute(
+        *("FT.AGGREGATE", index, "*", "LOAD", 2, "@__key", "prompt"),
+        *("WITHCURSOR", "COUNT", _PROMPTS_AT_ONCE, "DIALECT", 2),
+    )
+    try:
+        while True:
+            # The first is a count.
+            fields = [dict(zip(row[::2], row[1::2], strict=True)) for row in rows[1:]]
+            yield [
+                (answer_digest(row[b"__key"].decode()), row[b"prompt"].decode("utf-8", "replace"))
+                for row in fields
+                # One that expired meanwhile has no fields; one without a prompt matches nothing.
+                if b"__key" in row and b"prompt" in row
+            ]
+            if not cursor:
+                return
+            rows, cursor = await line.execute("FT.CURSOR", "READ", index, cursor)
+    finally:
+        if cursor:
+            # Left before the end: an index has a limited number of cursors.
+            await line.execute("FT.CURSOR", "DEL", index, cursor)
 
 
 def _text(value: bytes | str) -> str:

@@ -62,11 +62,12 @@ if last and last >= ARGV[1] then return last end
 redis.call('SET', KEYS[1], ARGV[1])
 return ARGV[1]
 """
-# The longest lifetime of an answer, in ms: so long must the table remember.
-_LENGTHEN = """
-local longest = tonumber(redis.call('HGET', KEYS[1], 'longest') or '0')
-if longest < tonumber(ARGV[1]) then redis.call('HSET', KEYS[1], 'longest', ARGV[1]) end
-return redis.call('HGET', KEYS[1], 'longest')
+# `longest` is the longest lifetime of an answer, in ms: so long must the table remember.
+# `unindexed` is the Unix time in ms until which there are answers that no index has.
+_RAISE = """
+local value = tonumber(redis.call('HGET', KEYS[1], ARGV[1]) or '0')
+if value < tonumber(ARGV[2]) then redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) end
+return redis.call('HGET', KEYS[1], ARGV[1])
 """
 # What was purged again meanwhile stays.
 _PRUNE = """
@@ -81,8 +82,6 @@ return pruned
 _PRUNED_AT_ONCE = 500
 _SLACK_S = 86_400.0
 """A request may have been under way for as long when it stored its answer."""
-_KEY_S = 3_600.0
-"""A single answer is removed at once; its line only keeps out a store that was under way."""
 
 
 class Epochs:
@@ -97,6 +96,7 @@ class Epochs:
         self._purges: Purges | None = None
         self._epoch = b""
         self._longest_ms = 0
+        self._unindexed_until_ms = 0
         self._read_at_s = 0.0
         self._reading = SharedRun(self._refresh, name="llm_cache.epoch")
 
@@ -138,10 +138,20 @@ class Epochs:
         """
         if lifetime_ms > self._longest_ms:
             longest_ms = 1 << (lifetime_ms - 1).bit_length()
-            reply = await self._connection.execute(
-                "EVAL", _LENGTHEN, 1, self._keys.purges, longest_ms
-            )
-            self._longest_ms = int(reply)
+            self._longest_ms = await self._raise("longest", longest_ms)
+
+    async def note_unindexed(self, until_ms: int, *, lifetime_ms: int) -> None:
+        """Note that until *until_ms*, Unix time, there is an answer that no index has.
+
+        No round trip for most: it is noted ahead, for others of this lifetime that follow. It
+        stands in the table, so that it is lost with it, when such answers are dead.
+        """
+        if until_ms > self._unindexed_until_ms:
+            self._unindexed_until_ms = await self._raise("unindexed", until_ms + lifetime_ms)
+
+    async def unindexed_until_ms(self) -> int:
+        """Return until when there may be answers that no index has. One round trip."""
+        return int(await self._connection.execute("HGET", self._keys.purges, "unindexed") or 0)
 
     async def prune(self) -> int:
         """Forget what no living answer can be reached by any more; return how many targets.
@@ -151,6 +161,7 @@ class Epochs:
         purges = await self._refresh()
         if not self._longest_ms:
             return 0
+        # Where the clock of Redis went back, tokens still grow.
         server_s = int(purges.epoch[:16], 16) / 1e6
         (seconds, _) = await self._connection.execute("TIME")
         now_s = max(server_s, float(seconds))
@@ -158,7 +169,7 @@ class Epochs:
         old = [
             part
             for name, token in purges.tokens.items()
-            if _moment_s(name, token) < now_s - (_KEY_S if _is_key(name) else kept_s)
+            if _moment_s(name, token) < now_s - kept_s
             for part in (f":{name}", token)
         ]
         pruned = 0
@@ -174,6 +185,7 @@ class Epochs:
         return purges
 
     async def _read(self) -> Purges:
+        known = "" if self._purges is None else self._purges.epoch
         # The epoch first: the table is written before it, and so is never older than it here.
         pipeline = self._connection.client.pipeline(transaction=False)
         pipeline.get(self._keys.epoch)
@@ -181,13 +193,20 @@ class Epochs:
         epoch, table = await self._connection.run(pipeline.execute())
         fields = {_text(name): _text(value) for name, value in table.items()}
         self._longest_ms = int(fields.get("longest", "0"))
-        if epoch is None or "born" not in fields:
+        self._unindexed_until_ms = int(fields.get("unindexed", "0"))
+        # One that went back is a replica's that had not heard of the last invalidations.
+        if epoch is None or _text(epoch) < known or "born" not in fields:
             token = await self._write(fields.get("epoch", ""))
             return Purges(epoch=token, born=token)
         return Purges(
             epoch=_text(epoch),
             born=fields["born"],
             tokens={name[1:]: token for name, token in fields.items() if name.startswith(":")},
+        )
+
+    async def _raise(self, field: str, value: int) -> int:
+        return int(
+            await self._connection.execute("EVAL", _RAISE, 1, self._keys.purges, field, value)
         )
 
     async def _write(self, mode: str, targets: Iterable[tuple[str, str]] = ()) -> str:
@@ -197,10 +216,6 @@ class Epochs:
         )
         await self._connection.execute("EVAL", _ADVANCE, 1, self._keys.epoch, token)
         return _text(token)
-
-
-def _is_key(name: str) -> bool:
-    return name.startswith(f"{Kind.KEY} ")
 
 
 def _moment_s(target: str, token: str) -> float:

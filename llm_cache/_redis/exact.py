@@ -31,6 +31,13 @@ class Lookup:
     """Whether there was anything under the key, dead or alive."""
 
 
+# In one step: who is killed between the two would leave a list that never expires.
+_REFER = """
+redis.call('SADD', KEYS[1], ARGV[1])
+return redis.call('PEXPIRE', KEYS[1], ARGV[2])
+"""
+
+
 class ExactStore:
     """Answers by digest. What writes them is in `lease.py`: storing ends a lease."""
 
@@ -39,7 +46,7 @@ class ExactStore:
     ) -> None:
         self._connection = connection
         self._keys = keys
-        self._epochs = epochs
+        self.epochs = epochs
         self._sliding = sliding
         self._reads = CoalescedReads(connection, keys.epoch)
 
@@ -48,32 +55,39 @@ class ExactStore:
         await self._sliding.aclose()
         await self._reads.aclose()
 
-    async def lookup(self, digest: str) -> Lookup:
+    async def lookup(self, digest: str, prompt: str | None = None) -> Lookup:
         """Return the living entry of *digest*, if there is one, and the epoch.
 
-        One round trip, shared with the look-ups that wait at the same time; a second one when
-        something was invalidated since the last.
+        *prompt* is the text of the request, by which patterns reach it. One round trip, shared
+        with the look-ups that wait at the same time; a second one when something was invalidated
+        since the last.
 
         Raises:
             StoreUnavailable: Redis did not answer.
         """
         blob, epoch = await self._reads.get(self._keys.answer(digest))
-        purges = self._epochs.known(epoch) or await self._epochs.current(epoch)
-        return _judge(blob, purges, digest)
+        purges = self.epochs.known(epoch) or await self.epochs.current(epoch)
+        return _judge(blob, purges, digest, prompt)
 
     async def lookup_many(self, digests: Sequence[str]) -> list[Lookup]:
-        """Return what `lookup` does for each of *digests*; one round trip for all."""
+        """Return what `lookup` does for each of *digests*, whatever their prompts.
+
+        One round trip for all.
+        """
         keys = [self._keys.answer(digest) for digest in digests]
         *blobs, epoch = await self._connection.execute("MGET", *keys, self._keys.epoch)
-        purges = await self._epochs.current(epoch)
+        purges = await self.epochs.current(epoch)
         pairs = zip(blobs, digests, strict=True)
         return [_judge(blob, purges, digest) for blob, digest in pairs]
 
-    async def lookup_for(self, asked: str, digest: str, line: Line) -> tuple[Lookup, int]:
+    async def lookup_for(
+        self, asked: str, digest: str, prompt: str | None, line: Line
+    ) -> tuple[Lookup, int]:
         """Return what `lookup` does, to answer the request *asked* too, and the ms it has left.
 
-        What people have rejected for that request is as good as gone: it has no time left. One
-        round trip over *line*, which takes half the time of one of the pool's pipelines.
+        *prompt* is the one that *digest* is the answer to. What people have rejected for the
+        request is as good as gone: it has no time left. One round trip over *line*, which takes
+        half the time of one of the pool's pipelines.
         """
         keys = (self._keys.answer(digest), self._keys.epoch)
         (blob, epoch), left_ms, rejected = await line.execute_all(
@@ -81,46 +95,52 @@ class ExactStore:
             ("PTTL", keys[0]),
             ("ZSCORE", self._keys.rejected, pair(asked, digest)),
         )
-        found = _judge(blob, await self._epochs.current(epoch), digest)
+        found = _judge(blob, await self.epochs.current(epoch), digest, prompt)
         return found, left_ms if rejected is None else 0
 
     async def promote(
-        self, alias: str, origin: str, blob: bytes, *, left_ms: int, replaces: bool
+        self,
+        alias: str,
+        origin: str,
+        blob: bytes,
+        *,
+        copied: Sealed,
+        left_ms: int,
+        replaces: bool,
     ) -> None:
         """Write *blob*, a copy of the answer *origin*, as the answer of *alias*, until it expires.
 
-        What is stored under *alias* by then stays, unless this *replaces* something dead.
+        *copied* is that answer as it was read. What is stored under *alias* by then stays, unless
+        this *replaces* something dead.
 
         One round trip, two where the origin went away meanwhile.
         """
-        key = self._keys.answer(alias)
+        key, source = self._keys.answer(alias), self._keys.answer(origin)
         pipeline = self._connection.client.pipeline(transaction=False)
         pipeline.set(key, blob, px=left_ms, nx=not replaces)
-        refs = self._keys.refs(origin)
-        pipeline.sadd(refs, key)
-        pipeline.pexpire(refs, left_ms)
-        pipeline.exists(self._keys.answer(origin))
-        is_written, *_, origin_lives = await self._connection.run(pipeline.execute())
-        if is_written and not origin_lives:
+        pipeline.eval(_REFER, 1, self._keys.refs(origin), key, left_ms)
+        pipeline.getrange(source, 0, len(copied.header) - 1)
+        is_written, _, present = await self._connection.run(pipeline.execute())
+        if is_written and present != copied.header:
             # It was removed before its list of references named this alias, so whoever removed it
             # could not see the alias. Removed later, the list did name it.
             await self._connection.execute("UNLINK", key)
 
-    async def remember_for(self, lifetime_ms: int) -> None:
-        """See to it that invalidations are known for as long as answers of this lifetime live."""
-        await self._epochs.remember_for(lifetime_ms)
-
     def prolong(self, digest: str, entry: Sealed, *, ttl_s: float) -> None:
-        """Let the answer live *ttl_s* from now on, but not beyond its end. Told to Redis later."""
-        self._sliding.prolong(digest, entry.fresh_until_s, ttl_s=ttl_s)
+        """Let the answer live *ttl_s* from now on, but not beyond its end. Told to Redis later.
+
+        Of an alias it is the origin that lives on: an alias never outlives what it is a copy of.
+        """
+        origin = entry.about.origin if entry.is_alias else None
+        self._sliding.prolong(origin or digest, entry.fresh_until_s, ttl_s=ttl_s)
 
 
-def _judge(blob: bytes | None, purges: Purges, digest: str) -> Lookup:
+def _judge(blob: bytes | None, purges: Purges, digest: str, prompt: str | None = None) -> Lookup:
     if blob is None:
         return Lookup(None, purges.epoch)
     try:
         entry = open_sealed(blob, digest)
-        is_alive = entry is not None and purges.allow(entry, digest)
+        is_alive = entry is not None and purges.allow(entry, digest, prompt)
     except CorruptEntry as error:
         return Lookup(None, purges.epoch, error, was_taken=True)
     return Lookup(

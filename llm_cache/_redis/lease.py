@@ -16,7 +16,7 @@ import asyncio
 import hashlib
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from enum import StrEnum
 from typing import Any, Self, TypeVar
@@ -72,6 +72,18 @@ class Script:
                 raise
         # A server that was restarted, failed over or told `SCRIPT FLUSH`. This loads it.
         return await via.execute("EVAL", self._text, *rest)
+
+    async def run_each(
+        self, connection: Connection, calls: Iterable[tuple[Sequence[str], Sequence[str | bytes]]]
+    ) -> list[Any]:
+        """Run the script once for each of *calls*, their keys and arguments. One round trip."""
+        pipeline = connection.client.pipeline(transaction=False)
+        # First of all, so that no other command of the pipeline can miss it.
+        pipeline.script_load(self._text)
+        for keys, arguments in calls:
+            pipeline.evalsha(self._sha, len(keys), *keys, *arguments)
+        _, *replies = await connection.run(pipeline.execute())
+        return replies
 
 
 # `PUBLISH` is called so that its failure is ignored: a user without the right to the channel has

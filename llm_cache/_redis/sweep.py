@@ -1,16 +1,21 @@
 """Walks over the answers of a namespace, to count what is meant or to remove what is dead.
 
 What was invalidated is dead at once for every reader; removing it gives the memory back. It is
-done by whoever invalidated, in the background, in small batches with pauses between them, and by
-one process at a time. `SCAN` is used here and nowhere on the path of a call.
+done by whoever invalidated, in the background, in small batches with pauses between them. One
+process walks at a time, and for those who invalidate meanwhile or soon after, one of them walks
+again, after a rest: a stream of invalidations does not keep Redis busy with walks. `SCAN` is used
+here and nowhere on the path of a call.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from math import inf
+from typing import Any
 
 from llm_cache._core.codec import HEADER_BYTES, Sealed, peek
 from llm_cache._core.keys import Keys
@@ -18,22 +23,32 @@ from llm_cache._core.policy import Purges
 from llm_cache._redis.connection import Connection
 from llm_cache._redis.epoch import Epochs
 from llm_cache._redis.lease import Script
-from llm_cache.errors import CorruptEntry
+from llm_cache.errors import CorruptEntry, StoreError
 
 _BATCH = 500
-_START_BYTES = 4096
-"""Holds header and details, unless an answer has hundreds of tags; that waits for its TTL."""
+_START_BYTES = 1024
+"""Holds header and details, unless an answer has dozens of tags."""
+_LONGEST_START_BYTES = HEADER_BYTES + 2**16
+"""Holds them in any case."""
+_AT_ONCE = 10
+"""Answers that are removed by one command after the other without a pause for other callers.
+Taking a vector out of an index takes Redis longest."""
 _PAUSE_S = 0.005
 _TURN_S = 30.0
+_REST_S = 30.0
+_PRUNE_S = 600.0
+_EPOCH_CHARS = 32
 
 # An answer that was replaced meanwhile is another one; what leads to it follows its expiry.
 _REMOVE = Script("""
 if redis.call('GETRANGE', KEYS[1], 0, #ARGV[1] - 1) ~= ARGV[1] then return 0 end
 return redis.call('UNLINK', unpack(KEYS))
 """)
-_LEAVE = Script("""
-if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
-return 0
+# Only whoever has the turn may lengthen it; for 0 ms, give it back.
+_HOLD = Script("""
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+if ARGV[2] == '0' then return redis.call('DEL', KEYS[1]) end
+return redis.call('PEXPIRE', KEYS[1], ARGV[2])
 """)
 
 
@@ -53,7 +68,10 @@ class Sweeper:
 
     Args:
         spaces: The vector spaces this process knows, whose entries go along with their answers.
+        failed: Told where Redis failed; what is dead is then left to the next walk or its TTL.
         pause_s: Between two batches, so that callers have Redis to themselves in between.
+        rest_s: Between two walks, whoever makes them.
+        clock: Tells seconds.
     """
 
     def __init__(
@@ -63,19 +81,29 @@ class Sweeper:
         epochs: Epochs,
         *,
         spaces: Callable[[], Sequence[str]],
+        failed: Callable[[StoreError], object] = lambda _: None,
         pause_s: float = _PAUSE_S,
+        rest_s: float = _REST_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._connection = connection
         self._keys = keys
         self._epochs = epochs
         self._spaces = spaces
+        self._failed = failed
         self._pause_s = pause_s
+        self._rest_s = rest_s
+        self._clock = clock
         self._task: asyncio.Task[None] | None = None
         self._is_wanted = False
+        self._pruned_at_s = -inf
 
-    def start(self) -> None:
-        """Remove what is dead by now, in the background. Returns at once."""
-        self._is_wanted = True
+    def start(self, *, walk: bool = True) -> None:
+        """Tidy up in the background after an invalidation. Returns at once.
+
+        Old lines leave the purge table; with *walk*, what is dead by now leaves Redis.
+        """
+        self._is_wanted |= walk
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._sweep(), name="llm_cache.sweep")
 
@@ -103,34 +131,64 @@ class Sweeper:
 
     async def remove_dead(self) -> int:
         """Remove every dead answer with all that leads to it; return how many. Takes its time."""
-        removed = 0
+        return sum([removed async for removed in self._removals()])
+
+    async def _removals(self) -> AsyncIterator[int]:
+        """Remove what is dead; yield after each batch how much of it was."""
         async for batch in self._answers():
             purges = await self._epochs.current(None)
-            for stored in batch:
-                if not _lives(stored, purges):
-                    removed += await self._remove(stored)
-        return removed
+            dead = [stored for stored in batch if not _lives(stored, purges)]
+            removed = 0
+            for start in range(0, len(dead), _AT_ONCE):
+                calls = map(self._removal, dead[start : start + _AT_ONCE])
+                removed += sum(await _REMOVE.run_each(self._connection, calls))
+            yield removed
 
     async def _sweep(self) -> None:
-        token = secrets.token_hex(8)
-        client = self._connection.client
-        while self._is_wanted:
-            self._is_wanted = False
-            turn = client.set(self._keys.sweep, token, nx=True, px=round(1000 * _TURN_S))
-            if not await self._connection.run(turn):
-                # Whoever is at it has begun before this invalidation; what it leaves is dead
-                # all the same, and is removed by the next sweep or by its TTL.
-                return
-            try:
-                await self.remove_dead()
-                await self._epochs.prune()
-            finally:
-                await _LEAVE.run(self._connection, [self._keys.sweep], [token])
+        try:
+            while self._is_wanted:
+                self._is_wanted = False
+                await self._walk()
+                await self._prune()
+            await self._prune()
+        except StoreError as error:
+            self._failed(error)
 
-    async def _remove(self, stored: Stored) -> bool:
+    async def _prune(self) -> None:
+        if self._clock() - self._pruned_at_s >= _PRUNE_S:
+            self._pruned_at_s = self._clock()
+            await self._epochs.prune()
+
+    async def _walk(self) -> None:
+        """Remove what is dead when it is this process's turn, unless another has done it."""
+        epoch = (await self._epochs.current(None)).epoch
+        # Whoever walks shows since when: what was invalidated before is taken along.
+        name = f"{epoch}:{secrets.token_hex(8)}"
+        client = self._connection.client
+        while True:
+            turn = client.set(self._keys.sweep, name, nx=True, get=True, px=_ms(_TURN_S))
+            holder: Any = await self._connection.run(turn)
+            if holder is None:
+                break
+            if _text(holder)[:_EPOCH_CHARS] >= epoch:
+                return
+            left_ms = await self._connection.run(client.pttl(self._keys.sweep))
+            await asyncio.sleep(max(1, left_ms) / 1000)
+        rest_s = 0.0
+        try:
+            async for _ in self._removals():
+                await self._hold(name, _TURN_S)
+            rest_s = self._rest_s
+        finally:
+            await self._hold(name, rest_s)
+
+    async def _hold(self, name: str, for_s: float) -> None:
+        await _HOLD.run(self._connection, [self._keys.sweep], [name, _ms(for_s)])
+
+    def _removal(self, stored: Stored) -> tuple[list[str], list[bytes]]:
         keys = [self._keys.answer(stored.digest), self._keys.refs(stored.digest)]
         keys += [self._keys.entry(space, stored.digest) for space in self._spaces()]
-        return bool(await _REMOVE.run(self._connection, keys, [stored.start[:HEADER_BYTES]]))
+        return keys, [stored.start[:HEADER_BYTES]]
 
     async def _answers(self) -> AsyncIterator[list[Stored]]:
         """Yield all answers and aliases, in batches."""
@@ -146,16 +204,28 @@ class Sweeper:
             await asyncio.sleep(self._pause_s)
 
     async def _read(self, names: Sequence[str]) -> list[Stored]:
-        """Return what the first bytes of these answers tell. One round trip."""
+        """Return what the first bytes of these answers tell. One round trip, seldom two."""
+        ours = {name: digest for name in names if (digest := self._keys.digest(name))}
+        starts = await self._starts(list(ours), _START_BYTES)
+        long = [
+            name
+            for name, start in starts.items()
+            if len(start) == _START_BYTES and peek(start) is None
+        ]
+        starts |= await self._starts(long, _LONGEST_START_BYTES)
+        return [
+            Stored(digest, starts[name], entry)
+            for name, digest in ours.items()
+            if (entry := peek(starts[name]))
+        ]
+
+    async def _starts(self, names: Sequence[str], size_bytes: int) -> dict[str, bytes]:
+        if not names:
+            return {}
         pipeline = self._connection.client.pipeline(transaction=False)
         for name in names:
-            pipeline.getrange(name, 0, _START_BYTES - 1)
-        starts = await self._connection.run(pipeline.execute())
-        return [
-            Stored(digest, start, entry)
-            for name, start in zip(names, starts, strict=True)
-            if (digest := self._keys.digest(name)) and (entry := peek(start))
-        ]
+            pipeline.getrange(name, 0, size_bytes - 1)
+        return dict(zip(names, await self._connection.run(pipeline.execute()), strict=True))
 
 
 def _lives(stored: Stored, purges: Purges) -> bool:
@@ -166,5 +236,10 @@ def _lives(stored: Stored, purges: Purges) -> bool:
         return False
 
 
+def _ms(seconds: float) -> int:
+    return round(1000 * seconds)
+
+
 def _text(value: bytes | str) -> str:
-    return value if isinstance(value, str) else value.decode()
+    # A key that is not ours may be no text.
+    return value if isinstance(value, str) else value.decode("utf-8", "surrogateescape")

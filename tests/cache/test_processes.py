@@ -118,9 +118,9 @@ async def test_eight_processes_of_fifty_callers_ask_the_model_once(start, upstre
     assert upstream.calls == 1
     assert len(ends) == 400
     assert {text for text, _ in ends} == {"Paris."}
-    # A waiting process sends MGET for its first caller and one for all others, SET NX, SUBSCRIBE,
-    # PTTL and MGET, whatever their number. The leader too looks again, to see whether it comes
-    # late, and stores.
+    # The first caller of a process looks alone, the others together. A waiting process then sends
+    # SET NX, SUBSCRIBE, PTTL and MGET, whatever the number of its callers. The leader too looks
+    # again, to see whether it comes late, and stores.
     ran = await calls(redis)
     assert ran["mget"] == 8 * 3
     assert ran["set"] == 8 + 1

@@ -85,7 +85,6 @@ STORED: dict[str, Any] = {
     "tags": ("a", "b c"),
     "depends_on": ("doc:42@v3", "mail@example.org@7"),
     "prompt_version": "v",
-    "shared_scope": "s",
     "origin": "o",
 }
 
@@ -97,8 +96,8 @@ STORED: dict[str, Any] = {
         (Kind.ALL, ""),
         (Kind.MODEL, "m"),
         (Kind.PROMPT, "v"),
-        (Kind.SHARED, "s"),
         (Kind.KEY, "o"),
+        (Kind.KEY, DIGEST),
         (Kind.TAG, "a"),
         (Kind.TAG, "b c"),
         (Kind.SOURCE, "doc:42@v3"),
@@ -129,8 +128,30 @@ def test_what_was_purged_for_others_leaves_an_entry_alone(other):
     assert lives(Purges("5", "1", {other: "4"}), "3", **STORED)
 
 
-def test_entry_whose_own_key_was_purged_later_is_dead():
-    assert not lives(Purges("5", "1", {target(Kind.KEY, DIGEST): "4"}), "3")
+def test_what_tenants_share_is_reached_as_nobodys_alone():
+    shared = {"shared_scope": "s", "tags": ("a",)}
+    for kind, value in ((Kind.SHARED, "s"), (Kind.TAG, "a"), (Kind.ALL, "")):
+        assert not lives(Purges("5", "1", {target(kind, value): "4"}), "3", **shared)
+        own = target(kind, value, tenant_id=None)
+        assert lives(Purges("5", "1", {own: "4"}), "3", **shared)
+
+
+@pytest.mark.parametrize("tenant", [ANYONE, "t"])
+def test_entry_whose_prompt_looks_like_a_pattern_purged_later_is_dead(tenant):
+    purges = Purges("5", "1", {target(Kind.PATTERN, "what is*", tenant_id=tenant): "4"})
+
+    def lives(stamp: str, prompt: str | None) -> bool:
+        return purges.allow(entry(stamp, tenant="t"), DIGEST, prompt)
+
+    assert not lives("3", "WHAT  is this?")
+    assert lives("3", "So what is this?")
+    assert lives("3", None)
+    assert lives("4", "What is this?")
+
+
+def test_pattern_of_another_tenant_leaves_an_entry_alone():
+    purges = Purges("5", "1", {target(Kind.PATTERN, "*a*", tenant_id="u"): "4"})
+    assert purges.allow(entry("3", tenant="t"), DIGEST, "a")
 
 
 @pytest.mark.parametrize("tenant", [ANYONE, None])

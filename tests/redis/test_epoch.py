@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from llm_cache._core.keys import Keys
+from llm_cache._core.targets import Kind, target
 from llm_cache._redis.connection import Connection
 from llm_cache._redis.epoch import Epochs
 from llm_cache.errors import StoreTimeout
@@ -78,7 +79,15 @@ async def test_epoch_never_goes_back(epochs, redis, keys):
     assert (await redis.get(keys.epoch)).decode() == later
 
 
-@pytest.mark.parametrize("target", ["all", "model:m", "tenant:acme", "tag:profiles"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        target(Kind.ALL),
+        target(Kind.MODEL, "m"),
+        target(Kind.ALL, tenant_id="acme"),
+        target(Kind.TAG, "profiles"),
+    ],
+)
 async def test_purged_target_is_dead_in_every_client(make_cache, target):
     mine, other = make_cache(model="m"), make_cache(model="m")
     options = {"tenant": "acme", "tags": ["profiles"]}
@@ -94,7 +103,8 @@ async def test_purged_target_is_dead_in_every_client(make_cache, target):
 async def test_purge_of_something_else_leaves_it_alive(make_cache):
     cache = make_cache()
     await cache.chat(QUESTION, tags=["a"])
-    await cache._epochs.purge(["tag:b", "tenant:x", "model:y"])
+    others = [target(Kind.TAG, "b"), target(Kind.ALL, tenant_id="x"), target(Kind.MODEL, "y")]
+    await cache._epochs.purge(others)
 
     assert (await cache.chat(QUESTION, tags=["a"])).status == "exact"
 
@@ -106,7 +116,7 @@ async def test_answer_that_was_under_way_while_its_target_was_purged_is_not_serv
     cache = make_cache()
     asked = asyncio.create_task(cache.chat(QUESTION))
     await upstream.called()
-    await cache._epochs.purge(["all"])
+    await cache._epochs.purge([target(Kind.ALL)])
     upstream.answer("made of old documents")
     await asked
 
