@@ -39,7 +39,8 @@ from llm_cache.errors import (
 )
 
 SMALL_SCOPE = 3_000
-"""Entries up to which a scope is searched exactly. Where the two plans cross (`python -m benchmarks micro plans`)."""
+"""Entries up to which a scope is searched exactly: where the two plans cross
+(`python -m benchmarks micro plans`)."""
 _SIZE_AGE_S = 60.0
 _SIZES_KEPT = 50_000
 _EVERYTHING = "*"
