@@ -38,8 +38,9 @@ from llm_cache.errors import (
     StoreUnavailable,
 )
 
-SMALL_SCOPE = 2_000
-"""Entries up to which a scope is searched exactly. Measured crossover of the two plans."""
+SMALL_SCOPE = 3_000
+"""Entries up to which a scope is searched exactly: where the two plans cross
+(`python -m benchmarks micro plans`)."""
 _SIZE_AGE_S = 60.0
 _SIZES_KEPT = 50_000
 _EVERYTHING = "*"
