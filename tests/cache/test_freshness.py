@@ -148,9 +148,7 @@ def revalidating(make_cache, clock):
     return lambda **more: make_cache(clock=clock, ttl_s=10, stale_while_revalidate_s=60, **more)
 
 
-async def test_stale_answer_comes_at_once_and_one_process_asks_anew(
-    revalidating, clock, upstream
-):
+async def test_stale_answer_comes_at_once_and_one_process_asks_anew(revalidating, clock, upstream):
     workers = [revalidating() for _ in range(3)]
     old = await workers[0].chat(QUESTION)
     clock.advance(20)
