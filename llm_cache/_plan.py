@@ -119,9 +119,9 @@ def _kind(
     param_types = tuple(map(type, params.values()))
     if not (_OPTION_TYPES.issuperset(option_types) and _PARAM_TYPES.issuperset(param_types)):
         return None
-    # Looked into only here, where they are known to be no iterators, which would end by it.
-    names = (*(options.get("tags") or ()), *(options.get("depends_on") or ()))
-    if not _TEXT.issuperset(map(type, names)):
+    lists = (options.get("tags", ()), options.get("depends_on", ()))
+    # An iterator would end by being looked into.
+    if not all(type(names) is tuple and _TEXT.issuperset(map(type, names)) for names in lists):
         return None
     # The types tell `1`, `1.0` and `True` apart, which are equal to each other.
     return (
