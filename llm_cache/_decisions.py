@@ -21,7 +21,8 @@ from llm_cache._redis.policies import Policies, PolicyStore
 from llm_cache.errors import ConfigurationError, StoreError, UnusablePolicy
 from llm_cache.events import DependencyFailed, Event
 
-_RELOAD_S = 60.0
+RELOAD_S = 60.0
+"""Seconds after which a worker follows what another one has changed."""
 _NOT_KEPT = (
     "store_prompts=False leaves a calibrated policy no words to weigh: keep the prompts, or remove"
     " the policy"
@@ -152,7 +153,7 @@ class Decisions:
 
     async def _reload_forever(self) -> None:
         while True:
-            await asyncio.sleep(_RELOAD_S)
+            await asyncio.sleep(RELOAD_S)
             try:
                 await self.reload()
             except StoreError as error:
