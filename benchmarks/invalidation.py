@@ -146,9 +146,9 @@ def _asked(entries: int) -> list[str]:
 async def _load(cache: LLMCache, namespace: str, entries: int) -> None:
     """Write as many answers, as the cache itself would, but in pipelines."""
     keys = Keys(namespace)
-    call, _ = cache._plan_given(_prompt(0), {"tags": [_TAG]})  # noqa: SLF001
-    epoch = (await cache._epochs.current(None)).epoch  # noqa: SLF001
-    await cache._epochs.remember_for(_TTL_MS)  # noqa: SLF001
+    call, _ = cache._plan_given(_prompt(0), {"tags": [_TAG]})
+    epoch = (await cache._epochs.current(None)).epoch
+    await cache._epochs.remember_for(_TTL_MS)
     message = {"role": "assistant", "content": "x" * 200}
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
     entry = Entry(
@@ -192,7 +192,7 @@ async def _timed(
 async def _walk(
     cache: LLMCache, namespace: str, asked: list[str], quiet: list[float], started_s: float
 ) -> dict[str, float | int]:
-    walk = asyncio.create_task(cache._sweeper.settle())  # noqa: SLF001
+    walk = asyncio.create_task(cache._sweeper.settle())
     meanwhile = await _timed(cache, asked, stop=walk)
     walk_s = time.perf_counter() - started_s
     client = redis_py.Redis.from_url(cache.redis_url)

@@ -12,7 +12,7 @@ from llm_cache._core.counts import Tokens, tokens_of
 from llm_cache._core.types import CacheStatus, HasAnswer, Json
 from llm_cache._flight import SharedStream
 from llm_cache._redis.lease import Landing, Lease
-from llm_cache._semantic import SemanticHit
+from llm_cache._semantic import Finding, SemanticHit
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,8 @@ class Turn:
     """Whether a semantic hit may become the answer of this request: it has none of its own."""
     replaces: bool = False
     """Whether there is something dead in its place."""
+    open_finding: Finding | None = None
+    """What is looked at once more when the model has answered."""
 
     @property
     def status(self) -> CacheStatus:

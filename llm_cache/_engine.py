@@ -32,7 +32,8 @@ from llm_cache._flight import SharedStream, SingleFlight, finish, observe
 from llm_cache._redis.answers import Answers
 from llm_cache._redis.exact import ExactStore, Lookup
 from llm_cache._redis.lease import Lease, Leases
-from llm_cache._semantic import Place, SemanticHit, SemanticLayer
+from llm_cache._scrutiny import MOST_IN_BACKGROUND, Scrutiny
+from llm_cache._semantic import Finding, Place, SemanticHit, SemanticLayer
 from llm_cache.config import CacheConfig
 from llm_cache.errors import (
     CacheClosed,
@@ -58,8 +59,9 @@ class Engine:
         semantic: SemanticLayer,
         leases: Leases,
         answers: Answers,
-        config: CacheConfig,
+        scrutiny: Scrutiny,
         *,
+        config: CacheConfig,
         ready: Callable[[], Awaitable[None]],
         tell: Callable[[Event], None],
         clock: Callable[[], float],
@@ -69,12 +71,14 @@ class Engine:
         self._semantic = semantic
         self._leases = leases
         self._answers = answers
+        self._scrutiny = scrutiny
         self._config = config
         self._ready = ready
         self._tell = tell
         self._clock = clock
         self._chance = chance
         self._revalidating: set[str] = set()
+        self._looking_again = 0
         self._flights: SingleFlight[Answered] = SingleFlight()
         self._beginnings: SingleFlight[Answered | Streaming] = SingleFlight(_give_up_unheard)
         self._live: dict[Hashable, Streaming] = {}
@@ -113,7 +117,9 @@ class Engine:
             reason = self._failed("lookup_exact", error)
             self._refuse_without_model(call)
             return reason
-        if found.entry is not None and call.accepts(found.entry, self._clock()):
+        if found.entry is not None and self._accepts(call, found.entry):
+            if self._config.shadow:
+                return found
             self._prolong(call, call.digest, found.entry)
             return exact_end(call.digest, found.entry)
         if found.corrupt is not None:
@@ -142,7 +148,9 @@ class Engine:
 
     def _stale(self, call: Call, found: Lookup | str, for_s: float) -> Answered | None:
         """Return the end of *call* with what was found, if it turned stale *for_s* ago at most."""
-        entry = None if isinstance(found, str) or not for_s else found.entry
+        if isinstance(found, str) or not for_s or self._config.shadow:
+            return None
+        entry = found.entry
         if entry is None or not call.accepts_stale(entry, self._clock(), for_s=for_s):
             return None
         return replace(exact_end(call.digest, entry), status=CacheStatus.STALE)
@@ -242,7 +250,7 @@ class Engine:
             place = await self._semantic.locate(call.text, call.terms.scope.name)
             if place is None or call.terms.control.no_cache:
                 return place, None
-            hit = await self._semantic.lookup(place, call.digest, partial(self._accepts, call))
+            hit = await self._find(call, turn, place)
         except (EmbedderError, StoreError) as error:
             if isinstance(error, InvalidEmbedding) and not self._semantic.has_worked:
                 raise
@@ -256,12 +264,33 @@ class Engine:
         self._prolong(call, hit.candidate.digest, hit.entry)
         return place, semantic_end(hit)
 
+    async def _find(self, call: Call, turn: Turn, place: Place) -> SemanticHit | None:
+        """Return the semantic hit; note in *turn* what is to be looked at again."""
+        accepts = partial(self._accepts, call)
+        finding = await self._semantic.lookup(
+            place, call.digest, accepts, tenant_id=call.terms.tenant_id
+        )
+        if self._config.shadow:
+            # A repeat is answered by the exact layer: there is nothing to decide.
+            turn.open_finding = finding if turn.may_promote else None
+            return None
+        hit = finding.hit
+        if hit is None and self._scrutiny.may_verify(finding):
+            if self._config.verify_in_background:
+                turn.open_finding = finding if turn.may_promote else None
+            else:
+                hit = await self._scrutiny.verified(call, place, finding, accepts)
+        self._scrutiny.note(call, place, finding, hit)
+        return hit
+
     async def _end(self, call: Call, fresh: Fresh, turn: Turn, place: Place | None) -> Answered:
         """Store what the model answered, unless nothing was looked up, and return it."""
         refusal = None
         if turn.epoch is not None:
             refusal = await self._store(call, fresh.answer, turn, place)
         is_stored = turn.epoch is not None and refusal is None
+        if turn.open_finding is not None and place is not None:
+            self._look_again_later(call, place, turn.open_finding, fresh.answer)
         return Answered(
             turn.status,
             fresh,
@@ -269,6 +298,30 @@ class Engine:
             reason=turn.reason or refusal,
             original=fresh.original,
         )
+
+    # ------------------------------------------------------------------ second looks
+
+    def _look_again_later(self, call: Call, place: Place, finding: Finding, fresh: Json) -> None:
+        """Look at *finding* again in the background, unless that is done too often already."""
+        if self._looking_again < MOST_IN_BACKGROUND:
+            self._looking_again += 1
+            self._spawn(self._look_at(call, place, finding, fresh))
+
+    async def _look_at(self, call: Call, place: Place, finding: Finding, fresh: Json) -> None:
+        """Compare the model's answer, or let the verifier say whether the cached one would do."""
+        accepts = partial(self._accepts, call)
+        try:
+            if self._config.shadow:
+                await self._scrutiny.compare(call, place, finding, fresh, accepts)
+                return
+            hit = await self._scrutiny.verified(call, place, finding, accepts)
+            # In place of the fresh answer: one question is answered the same in all wordings.
+            if hit is not None and await self._promote(call, hit, replaces=True):
+                await self._semantic.forget(call.digest)
+        except StoreError as error:
+            self._failed("verify", error)
+        finally:
+            self._looking_again -= 1
 
     # ------------------------------------------------------------------ streams
 
@@ -511,10 +564,10 @@ class Engine:
             await finish([*under_way, *self._tasks], wait_s=0)
             await self._leases.aclose()
 
-    async def _promote(self, call: Call, hit: SemanticHit, *, replaces: bool) -> None:
+    async def _promote(self, call: Call, hit: SemanticHit, *, replaces: bool) -> bool:
         """Write a semantic hit back as an exact alias, so that its next repeat is one command."""
         if hit.left_ms <= 0:
-            return
+            return False
         origin = hit.candidate.digest
         alias = hit.entry.open().as_alias(origin, hit.candidate.similarity)
         blob = encode_entry(alias, call.digest, compress=self._config.compression)
@@ -529,6 +582,8 @@ class Engine:
             )
         except StoreError as error:
             self._failed("promote", error)
+            return False
+        return True
 
     def _refuse_without_model(self, call: Call) -> None:
         if call.terms.control.only_if_cached:

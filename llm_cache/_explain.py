@@ -8,7 +8,6 @@ from hashlib import sha256
 from typing import Any
 
 from llm_cache._call import Call
-from llm_cache._core import similarity
 from llm_cache._core.keys import Keys
 from llm_cache._core.types import CacheStatus, ChatRequest
 from llm_cache._redis.exact import ExactStore
@@ -46,6 +45,9 @@ class Explanation:
     compared: str | None = field(repr=False)
     """The text that the semantic layer compares; `None` where it takes no part."""
     similarity_threshold: float | None
+    """Least similarity of a hit; `None` where something else decides, or nothing."""
+    policy: str | None
+    """What decides: `certified: …`, `uncertified: …`, or why it cannot be followed."""
     neighbours: tuple[Neighbour, ...]
     """The nearest entries of the scope, nearest first."""
 
@@ -63,6 +65,8 @@ async def explain(
     """Return how *call* would be answered at *now_s*."""
     found = await exact.lookup(call.digest, call.text)
     neighbours = await _neighbours(call, keys, exact, semantic, now_s)
+    terms = call.terms
+    in_force = semantic.decisions.in_force(terms.tenant_id) if terms.semantic else None
     status, reason = CacheStatus.MISS, "no stored answer may be served"
     if any(neighbour.verdict == _SERVED for neighbour in neighbours):
         status, reason = CacheStatus.SEMANTIC, "a stored prompt means the same"
@@ -70,6 +74,8 @@ async def explain(
         max(0.0, now_s - found.entry.created_s)
     ):
         status, reason = CacheStatus.EXACT, "the same request was answered before"
+    if config.shadow:
+        status, reason = CacheStatus.MISS, "in shadow mode, the model is always asked"
     if call.terms.bypass is not None:
         status, reason = CacheStatus.BYPASS, f"the cache takes no part: {call.terms.bypass}"
     return Explanation(
@@ -79,7 +85,8 @@ async def explain(
         scope=call.terms.scope.name,
         parts=_parts(call, request, config),
         compared=call.text if call.terms.semantic else None,
-        similarity_threshold=semantic.threshold if call.terms.semantic else None,
+        similarity_threshold=None if in_force is None else in_force.similarity_threshold,
+        policy=None if in_force is None else in_force.description,
         neighbours=neighbours,
     )
 
@@ -119,11 +126,13 @@ async def _neighbours(
     if place is None:
         return ()
     neighbours: list[Neighbour] = []
-    for candidate in await semantic.nearest(place):
-        verdict = similarity.objection(
-            place.prompt, candidate, threshold=semantic.threshold, guarded=semantic.is_guarded
-        )
-        if verdict is None:
+    candidates = await semantic.nearest(place)
+    decision = semantic.decisions.decide(place.prompt, candidates, call.terms.tenant_id)
+    for judged in decision.judged:
+        candidate, verdict = judged.candidate, judged.reason
+        if candidate == decision.to_verify:
+            verdict = f"to be verified: {verdict}"
+        if candidate in decision.served:
             found = await exact.lookup(candidate.digest)
             if found.entry is None or found.entry.is_alias:
                 verdict = "answer gone"

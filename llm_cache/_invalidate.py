@@ -305,6 +305,20 @@ class Invalidator:
         await self._answers.reject(digest, sorted(served))
         return await self.by_key(key, tenant_id=ANYONE, dry_run=False)
 
+    async def reject_pair(self, origin: str, request: str) -> None:
+        """Serve the answer *origin* to *request* no more. It stays: to its own prompt it is right.
+
+        Both are digests. One round trip; five where *request* has, or may be about to get, a copy
+        of that answer. What the model answered to it since stays too.
+        """
+        await self._answers.reject(origin, [request])
+        entry = await self._answers.entry(request)
+        if entry is not None and entry.origin != origin:
+            return
+        # A copy that is written just now is older than this, and dead when it arrives.
+        await self._epochs.purge([target(Kind.KEY, request)])
+        await self._answers.remove([request])
+
     async def approve(self, key: str, call: Call) -> bool:
         """Serve the answer under *key* to *call*; return whether it is there.
 

@@ -254,7 +254,7 @@ def _call(
         semantic=config.semantic and options.get("semantic") is not False and text is not None,
         control=control,
         bypass=bypass,
-        is_shared=is_free and config.single_flight,
+        is_shared=is_free and config.single_flight and not config.shadow,
         refuse=refuse,
         wait_s=wait_s,
     )

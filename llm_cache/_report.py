@@ -14,7 +14,9 @@ from llm_cache._core.counts import (
     NOT_STORED,
     OTHER,
     SAVING,
+    SHADOW,
     SHARED,
+    VERIFIED,
     Counts,
     Row,
     Table,
@@ -55,6 +57,8 @@ def report(counted: Shared, prices: PriceList, *, tenant: str | None = None) -> 
         },
         "not_stored": by_reason(rows, NOT_STORED),
         "failures": by_reason(rows, FAILED),
+        "verified": by_reason(rows, VERIFIED),
+        "shadow": by_reason(rows, SHADOW),
         "embedding": embedding,
         "usd_saved_net": net,
     }

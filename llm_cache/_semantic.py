@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from llm_cache._core import keys as identity
-from llm_cache._core import similarity
 from llm_cache._core.codec import Sealed
 from llm_cache._core.keys import Keys
 from llm_cache._core.types import Candidate
@@ -18,10 +18,14 @@ from llm_cache._redis.embeddings import KeptEmbeddings
 from llm_cache._redis.exact import ExactStore
 from llm_cache._redis.lease import HashWrite
 from llm_cache._redis.vectors import VectorStore
-from llm_cache.config import CacheConfig
+from llm_cache.config import CacheConfig, check_threshold
 from llm_cache.embedders import Embedder
-from llm_cache.errors import EmbedderError, LLMCacheError
+from llm_cache.errors import ConfigurationError, EmbedderError, LLMCacheError
 from llm_cache.events import Event
+
+if TYPE_CHECKING:
+    from llm_cache._core.hit_policy import Decision
+    from llm_cache._decisions import Decisions
 
 _CANDIDATES = 4
 _MOST_CANDIDATES = 256
@@ -47,6 +51,18 @@ class SemanticHit:
     """Milliseconds until the answer expires."""
 
 
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was decided on the nearest candidates, and the hit that came of it."""
+
+    decision: Decision
+    hit: SemanticHit | None
+
+
+Accepts = Callable[[Sealed], bool]
+"""Tells whether an answer may be served to the call that asks."""
+
+
 class SemanticLayer:
     """Finds answers to prompts that mean the same.
 
@@ -70,7 +86,10 @@ class SemanticLayer:
         self._embedder = embedder
         self._config = config
         self._blind_spots = getattr(embedder, "blind_spots", _sees_all)
+        self._tell = tell
         self._vectors: VectorStore | None = None
+        self._decisions: Decisions | None = None
+        self._check_thresholds()
         self._embeddings = EmbeddingQueue(
             embedder,
             timeout_s=config.embed_timeout_s,
@@ -96,15 +115,15 @@ class SemanticLayer:
         return [] if self._vectors is None else [self._vectors.space]
 
     @property
-    def threshold(self) -> float:
-        """The least similarity of a hit: the configured one, else the embedding model's."""
-        configured = self._config.similarity_threshold
-        return self._embedder.similarity_threshold if configured is None else configured
+    def decisions(self) -> Decisions:
+        """What decides on candidates, once `open` has returned."""
+        if self._decisions is None:
+            raise EmbedderError("the semantic layer is not open")
+        return self._decisions
 
-    @property
-    def is_guarded(self) -> bool:
-        """Whether the lexical guards may veto."""
-        return self._config.guards
+    def policy(self, tenant_id: str | None) -> str | None:
+        """Return what is to be said of the policy that decides; `None` before `open`."""
+        return None if self._decisions is None else self._decisions.in_force(tenant_id).description
 
     async def open(self) -> None:
         """Make sure of the index.
@@ -126,13 +145,56 @@ class SemanticLayer:
         )
         try:
             await vectors.ensure_index()
-            if self.is_guarded:
-                # The word lists take 20 ms or more to read; the first hit shall not wait for them.
-                await asyncio.to_thread(_prepare_guards)
+            self._decisions = await self._open_decisions(vectors.space)
         except BaseException:
             await vectors.aclose()
             raise
         self._vectors = vectors
+
+    async def _open_decisions(self, space: str) -> Decisions:
+        # With its word lists it is a sixth of what an import of this package costs.
+        await asyncio.to_thread(_prepare_decisions)
+        from llm_cache._core.hit_policy import ThresholdPolicy
+        from llm_cache._decisions import Decisions
+        from llm_cache._redis.policies import PolicyStore
+
+        decisions = Decisions(
+            PolicyStore(self._connection, self._keys, space=space),
+            ThresholdPolicy(
+                self._threshold,
+                is_guarded=self._config.guards,
+                isolated_threshold=self._isolated_threshold,
+                verify_from=self._config.verify_from,
+            ),
+            has_prompts=self._config.store_prompts,
+            tell=self._tell,
+        )
+        await decisions.reload()
+        return decisions
+
+    @property
+    def _threshold(self) -> float:
+        """The least similarity of a hit: the configured one, else the embedding model's."""
+        configured = self._config.similarity_threshold
+        return self._embedder.similarity_threshold if configured is None else configured
+
+    @property
+    def _isolated_threshold(self) -> float | None:
+        """What is enough where no other entry is near; the model's, so for its threshold alone."""
+        if self._config.similarity_threshold is not None:
+            return None
+        isolated: float | None = getattr(self._embedder, "isolated_threshold", None)
+        return isolated
+
+    def _check_thresholds(self) -> None:
+        if self._isolated_threshold is not None:
+            check_threshold(self._isolated_threshold, "isolated_threshold of the embedder")
+        verify_from = self._config.verify_from
+        if verify_from is not None and verify_from >= self._threshold:
+            raise ConfigurationError(
+                f"verify_from={verify_from:g} leaves nothing to verify: what is as similar as"
+                f" {self._threshold:g} is served without; choose one below"
+            )
 
     async def locate(
         self, prompt: str, scope: str, *, vector: Sequence[float] | None = None
@@ -172,11 +234,17 @@ class SemanticLayer:
         return await self.vectors.nearest(place.scope, place.vector, limit=limit)
 
     async def lookup(
-        self, place: Place, asked: str, accepts: Callable[[Sealed], bool] = lambda _: True
-    ) -> SemanticHit | None:
-        """Return the nearest living answer that may be served at *place* and that *accepts* takes.
+        self,
+        place: Place,
+        asked: str,
+        accepts: Accepts = lambda _: True,
+        *,
+        tenant_id: str | None = None,
+    ) -> Finding:
+        """Return what the policy says of the entries near *place*, and the hit that comes of it.
 
-        *asked* is the digest of the request itself.
+        That is the nearest living answer which the policy serves and *accepts* takes. *asked* is
+        the digest of the request itself, *tenant_id* chooses the policy.
 
         Two round trips for a hit, one for a miss. Where entries stood in front whose answers are
         gone, or may not be served here, the search is repeated with a wider view; those whose
@@ -190,34 +258,56 @@ class SemanticLayer:
         while True:
             nearest = await self.nearest(place, limit=limit)
             candidates = [near for near in nearest if near.key not in passed_over]
-            gone: list[str] = []
-            before = len(passed_over)
-            for candidate in similarity.acceptable(
-                place.prompt,
-                candidates,
-                threshold=self.threshold,
-                guarded=self._config.guards,
-            ):
-                found, left_ms = await self._exact.lookup_for(
-                    asked, candidate.digest, candidate.prompt or None, self.vectors.line
-                )
-                # An alias has no entry of its own; one that leads to it outlived its answer.
-                if found.entry is not None and not found.entry.is_alias:
-                    if left_ms > 0 and accepts(found.entry):
-                        return SemanticHit(candidate, found.entry, left_ms)
-                    passed_over.add(candidate.key)
-                elif found.is_foreign:
-                    # An answer of another version is alive to the workers that can read it.
-                    passed_over.add(candidate.key)
-                else:
-                    gone.append(candidate.key)
+            decision = self.decisions.decide(place.prompt, candidates, tenant_id)
+            hit, gone, passed = await self._first_living(decision.served, asked, accepts)
+            if hit is not None or not (gone or passed):
+                return Finding(decision, hit)
             if gone:
                 await self.vectors.forget(gone)
-            elif len(passed_over) == before:
-                return None
+            passed_over.update(passed)
             if limit >= _MOST_CANDIDATES:
-                return None
+                return Finding(decision, None)
             limit *= 4
+
+    async def fetch(
+        self, candidate: Candidate, asked: str, accepts: Accepts
+    ) -> SemanticHit | None:
+        """Return *candidate* with its answer, if that may be served now. One round trip.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        hit, _, _ = await self._first_living([candidate], asked, accepts)
+        return hit
+
+    async def forget(self, digest: str) -> None:
+        """Delete the entry that leads to the answer *digest*. One round trip."""
+        await self.vectors.forget([self._keys.entry(self.vectors.space, digest)])
+
+    async def _first_living(
+        self, candidates: Iterable[Candidate], asked: str, accepts: Accepts
+    ) -> tuple[SemanticHit | None, list[str], list[str]]:
+        """Return the first that may be served.
+
+        Before it, the entries whose answers are gone, and those whose answers may not be served.
+        """
+        gone: list[str] = []
+        passed: list[str] = []
+        for candidate in candidates:
+            found, left_ms = await self._exact.lookup_for(
+                asked, candidate.digest, candidate.prompt or None, self.vectors.line
+            )
+            # An alias has no entry of its own; one that leads to it outlived its answer.
+            if found.entry is not None and not found.entry.is_alias:
+                if left_ms > 0 and accepts(found.entry):
+                    return SemanticHit(candidate, found.entry, left_ms), gone, passed
+                passed.append(candidate.key)
+            elif found.is_foreign:
+                # An answer of another version is alive to the workers that can read it.
+                passed.append(candidate.key)
+            else:
+                gone.append(candidate.key)
+        return None, gone, passed
 
     async def aclose(self) -> None:
         """End embeddings and searches that are under way.
@@ -225,6 +315,8 @@ class SemanticLayer:
         Whoever waits for an embedding gets `CacheClosed`, for a search `StoreUnavailable`.
         """
         await self._embeddings.aclose()
+        if self._decisions is not None:
+            await self._decisions.aclose()
         if self._vectors is not None:
             await self._vectors.aclose()
 
@@ -247,10 +339,10 @@ def _kept(
     return KeptEmbeddings(connection, keys, model_id=embedder.model_id, ttl_ms=ttl_ms)
 
 
-def _prepare_guards() -> None:
-    from llm_cache._core import guards
+def _prepare_decisions() -> None:
+    from llm_cache import _decisions
 
-    guards.prepare()
+    _decisions.prepare()
 
 
 def _sees_all(_text: str) -> str:

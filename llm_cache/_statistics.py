@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from llm_cache._core.counts import (
@@ -14,7 +14,9 @@ from llm_cache._core.counts import (
     NOBODY,
     NOT_STORED,
     SAVING,
+    SHADOW,
     SHARED,
+    VERIFIED,
     Counts,
     Row,
     Table,
@@ -27,7 +29,14 @@ from llm_cache._core.types import CacheStatus
 from llm_cache._redis.counters import MAX_MODELS, Counters
 from llm_cache._report import report
 from llm_cache.errors import StoreError
-from llm_cache.events import DependencyFailed, Event, StoreSkipped, TextsEmbedded
+from llm_cache.events import (
+    CandidateVerified,
+    DecisionCompared,
+    DependencyFailed,
+    Event,
+    StoreSkipped,
+    TextsEmbedded,
+)
 from llm_cache.prices import PriceList
 
 _MAX_CELLS = 10_000
@@ -62,6 +71,7 @@ class Statistics:
         self._events = Table()
         self._totals = Table(max_tenants=max_tenants, max_models=MAX_MODELS)
         self._flusher: asyncio.Task[None] | None = None
+        self._also: Callable[[], Awaitable[None]] = _nothing
 
     # ------------------------------------------------------------------ counting
 
@@ -105,6 +115,12 @@ class Statistics:
         elif isinstance(event, DependencyFailed):
             row = Row(NOBODY, f"{FAILED}:{event.dependency}.{event.operation}", "")
             self._events.add(row, Counts(calls=1))
+        elif isinstance(event, CandidateVerified):
+            row = Row(NOBODY, f"{VERIFIED}:{event.verdict}", event.model)
+            self._events.add(row, Counts(calls=1))
+        elif isinstance(event, DecisionCompared):
+            row = Row(NOBODY, f"{SHADOW}:{event.outcome}", event.model)
+            self._events.add(row, Counts(calls=1))
         elif isinstance(event, TextsEmbedded):
             label = EMBEDDED if event.tokens else EMBEDDED_FREE
             label = EMBEDDED_ROUGHLY if event.is_estimate else label
@@ -119,9 +135,15 @@ class Statistics:
     # ------------------------------------------------------------------ reading
 
     def local(self, tenant: str | None = None) -> dict[str, Any]:
-        """Return this process's calls by status, and the hit rate; *tenant* is a row's name."""
+        """Return this process's calls by status, the hit rate, and what second looks came to.
+
+        *tenant* is a row's name; second looks are not counted by tenant.
+        """
         self._collect()
-        return by_status(self._totals.of(tenant))
+        told: dict[str, Any] = dict(by_status(self._totals.of(tenant)))
+        if tenant is None:
+            told |= {name: by_reason(self._totals, name) for name in (VERIFIED, SHADOW)}
+        return told
 
     def not_stored(self) -> dict[str, int]:
         """Return how many answers this process served but did not store, by reason."""
@@ -153,8 +175,9 @@ class Statistics:
         self._collect()
         await self._counters.flush()
 
-    def start(self, *, every_s: float) -> None:
-        """Flush from now on in the background; failures are told as events."""
+    def start(self, *, every_s: float, also: Callable[[], Awaitable[None]]) -> None:
+        """Flush from now on in the background, and do *also*; failures are told as events."""
+        self._also = also
         self._flusher = asyncio.create_task(self._flush_forever(every_s), name="llm_cache.stats")
 
     async def aclose(self) -> None:
@@ -171,10 +194,11 @@ class Statistics:
             await self._try_to_flush()
 
     async def _try_to_flush(self) -> None:
-        try:
-            await self.flush()
-        except StoreError as error:
-            self._tell(DependencyFailed("redis", "stats", error))
+        for operation, flush in (("stats", self.flush), ("review", self._also)):
+            try:
+                await flush()
+            except StoreError as error:
+                self._tell(DependencyFailed("redis", operation, error))
 
     def _new_cell(self, key: tuple[str | None, str, str]) -> Counts:
         if len(self._cells) >= _MAX_CELLS:
@@ -190,3 +214,7 @@ class Statistics:
             rows.add(Row(self.row_of(tenant), label, model), counts)
         self._totals.update(rows)
         self._counters.add(rows)
+
+
+async def _nothing() -> None:
+    pass

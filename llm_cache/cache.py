@@ -26,6 +26,7 @@ from llm_cache._call import (
     Unset,
     as_completion,
 )
+from llm_cache._core import keys as identity
 from llm_cache._core.canonical import as_data
 from llm_cache._core.control import CacheControl
 from llm_cache._core.counts import NO_TOKENS
@@ -45,6 +46,7 @@ from llm_cache._invalidate import (
     Invalidator,
     Selection,
     check_limit,
+    check_name,
     select,
     tenant_of,
 )
@@ -55,8 +57,10 @@ from llm_cache._redis.counters import Counters
 from llm_cache._redis.epoch import Epochs
 from llm_cache._redis.exact import ExactStore
 from llm_cache._redis.lease import Leases
+from llm_cache._redis.review import Review
 from llm_cache._redis.sliding import Sliding
 from llm_cache._redis.sweep import Sweeper
+from llm_cache._scrutiny import Scrutiny
 from llm_cache._semantic import Place, SemanticLayer
 from llm_cache._statistics import Statistics
 from llm_cache.config import CacheConfig, redis_url_from_env
@@ -78,10 +82,14 @@ from llm_cache.events import (
 )
 from llm_cache.prices import PriceList
 from llm_cache.reply import CachedValue, CacheInfo, ChatReply, ChatStream
+from llm_cache.verify import Verifier
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
     from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
+    from llm_cache._core.policy_file import StoredPolicy
+    from llm_cache._decisions import Decisions
 
 _DRAIN_S = 5.0
 _P = ParamSpec("_P")
@@ -100,6 +108,8 @@ class LLMCache:
         client: The SDK's client for the model; default `AsyncOpenAI()`, made when first needed.
             A client that is given is not closed.
         embedder: What makes vectors; default `OpenAIEmbedder(client)`. Not closed either.
+        verifier: Asked about candidates that are nearly similar enough (`config.verify_from`), and
+            about all that is compared in shadow mode. See `llm_cache.verify`. Not closed either.
         config: All settings.
         hooks: Called with every event; the default logs failures.
         clock: Tells the Unix time in seconds.
@@ -114,6 +124,7 @@ class LLMCache:
         *,
         client: AsyncOpenAI | None = None,
         embedder: Embedder | EmbedFunction | None = None,
+        verifier: Verifier | None = None,
         config: CacheConfig | None = None,
         hooks: Iterable[EventHook] | None = None,
         clock: Callable[[], float] = time.time,
@@ -164,12 +175,20 @@ class LLMCache:
             self.config,
             tell=self._tell,
         )
+        self._review = Review(
+            self._connection,
+            self._keys,
+            sample_rate=self.config.review_sample_rate,
+            max_items=self.config.review_max_items,
+            ttl_s=self.config.review_ttl_s,
+        )
         self._engine = Engine(
             self._exact,
             self._semantic,
             Leases(self._connection, self._keys),
             self._answers,
-            self.config,
+            Scrutiny(self._semantic, verifier, self._review, self.config, tell=self._tell),
+            config=self.config,
             ready=self._ensure_open,
             tell=self._tell,
             clock=clock,
@@ -224,7 +243,9 @@ class LLMCache:
             await self._exact.aclose()
             await self._connection.aclose()
             raise
-        self._statistics.start(every_s=self.config.stats_flush_s)
+        self._statistics.start(every_s=self.config.stats_flush_s, also=self._review.flush)
+        if self.config.semantic:
+            self._semantic.decisions.start()
         self._is_open = True
 
     async def aclose(self) -> None:
@@ -612,10 +633,13 @@ class LLMCache:
         place, call = await self._place(prompt, vector, options)
         if place is None:
             return None
-        hit = await self._semantic.lookup(
-            place, call.digest, lambda entry: call.accepts(entry, self._clock())
+        found = await self._semantic.lookup(
+            place,
+            call.digest,
+            lambda entry: call.accepts(entry, self._clock()),
+            tenant_id=call.terms.tenant_id,
         )
-        return None if hit is None else self._reply(semantic_end(hit))
+        return None if found.hit is None else self._reply(semantic_end(found.hit))
 
     async def store_semantic(
         self,
@@ -767,18 +791,61 @@ class LLMCache:
         await self.open()
         return await self._invalidator.approve(key, call)
 
+    # ------------------------------------------------------------------ policies
+
+    async def set_policy(
+        self, policy: StoredPolicy | bytes, *, tenants: Iterable[str] = ()
+    ) -> None:
+        """Let a calibrated *policy* decide on semantic hits, of these *tenants* or of all.
+
+        Kept in Redis; this process follows it at once, others within a minute. It takes the place
+        of the one before, and of `similarity_threshold`. Two round trips.
+
+        Args:
+            policy: `calibration.stored`, or the bytes of `calibration.to_json()`.
+            tenants: Those it is for; none for all that have no policy of their own.
+
+        Raises:
+            UnusablePolicy: it is of another embedder or of a newer release. Nothing was changed.
+            ConfigurationError: it is no policy, or the semantic layer is switched off.
+            InvalidRequest: *tenants* are no names.
+            StoreError: Redis failed.
+        """
+        decisions = await self._open_decisions()
+        await decisions.save(policy, self._tenant_ids(tenants))
+
+    async def remove_policy(self, *, tenants: Iterable[str] = ()) -> int:
+        """Remove the policy of these *tenants*, or the one of all; return how many there were.
+
+        Costs and raises as `set_policy`.
+        """
+        decisions = await self._open_decisions()
+        return await decisions.remove(self._tenant_ids(tenants))
+
+    async def _open_decisions(self) -> Decisions:
+        if not self.config.semantic:
+            raise ConfigurationError("the semantic layer is switched off (semantic=False)")
+        await self.open()
+        return self._semantic.decisions
+
+    def _tenant_ids(self, tenants: Iterable[str]) -> list[str]:
+        if isinstance(tenants, str):
+            raise InvalidRequest("tenants must be a list of names; got one text")
+        names = [check_name(tenant, "tenant") for tenant in tenants]
+        return [str(tenant_of(name, self.config)) for name in names]
+
     # ------------------------------------------------------------------ numbers
 
     def stats(self, *, tenant: str | Unset | None = UNSET) -> dict[str, Any]:
-        """Return this process's calls by status, and the hit rate. No round trip.
+        """Return this process's calls by status, the hit rate, and the policy. No round trip.
 
         `hit_rate` is (exact + semantic + stale) / (those + miss), rounded to three places, 0.0
         before the first call. *tenant* chooses the calls of one, `None` those that named none.
-        The first `config.stats_tenants` tenants are counted one by one.
+        The first `config.stats_tenants` tenants are counted one by one. `policy` says what decides
+        on semantic hits; `verified` and `shadow`, of all tenants, what verifiers said and what
+        decisions would have been worth.
         """
-        return self._statistics.local(
-            None if isinstance(tenant, Unset) else self._statistics.row_of(tenant)
-        )
+        return {**self._statistics.local(self._row_of(tenant)), "policy": self._policy_of(tenant)}
 
     def not_stored(self) -> dict[str, int]:
         """Return how many answers this process served but did not store, by reason."""
@@ -805,11 +872,12 @@ class LLMCache:
         await self.open()
         counted = await self._statistics.shared(
             window=window,
-            tenant=None if isinstance(tenant, Unset) else self._statistics.row_of(tenant),
+            tenant=self._row_of(tenant),
         )
         memory = await self._connection.run(self._connection.client.info("memory"))
         return {
             **counted,
+            "policy": self._policy_of(tenant),
             "entries": await self._semantic.vectors.count() if self.config.semantic else None,
             "redis_memory_bytes": memory["used_memory"],
         }
@@ -859,6 +927,10 @@ class LLMCache:
 
     def _row_of(self, tenant: str | Unset | None) -> str | None:
         return None if isinstance(tenant, Unset) else self._statistics.row_of(tenant)
+
+    def _policy_of(self, tenant: str | Unset | None) -> str | None:
+        named = None if isinstance(tenant, Unset) else tenant
+        return self._semantic.policy(identity.tenant_id(named, self.config.tenant_secret))
 
     def _refuse_closed(self) -> None:
         if self._is_closed:

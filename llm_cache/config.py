@@ -92,7 +92,19 @@ class CacheConfig:
     guards: bool = True
     """Whether lexical guards may veto a candidate (other number, negation, direction, …)."""
     store_prompts: bool = True
-    """Whether prompt texts are kept beside their vectors. Guards need them."""
+    """Whether prompt texts are kept beside their vectors. Guards, calibrated policies and
+    verifiers need them."""
+    verify_from: float | None = None
+    """Cosine similarity from which on a candidate that is not similar enough to be served is shown
+    to the verifier; `None` for no such band. Needs `LLMCache(verifier=…)`."""
+    verify_timeout_s: float = 5.0
+    """Most seconds the verifier may take; then it has said no."""
+    verify_in_background: bool = False
+    """Whether the caller gets the model's answer instead of waiting for the verifier; where that
+    then says yes, the cached answer is what this request gets from then on."""
+    shadow: bool = False
+    """Whether the cache only watches: it looks up, decides and stores, but every call asks the
+    model, and what would have been served is compared with its answer."""
 
     single_flight: bool = True
     """Whether callers of one request, in all processes, wait for one answer of the model."""
@@ -173,13 +185,17 @@ class CacheConfig:
         if self.similarity_threshold is not None:
             check_threshold(self.similarity_threshold, "similarity_threshold")
         self._check_review()
+        self._check_verifying()
         check_prices(self.prices)
         whole = ("max_prompt_chars", "max_entry_bytes", "max_connections")
         for name in (*whole, "review_max_items", "stats_tenants"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigurationError(f"{name} must be a whole number above 0; got {value!r}")
-        for name in ("redis_timeout_s", "embed_timeout_s", "keep_embeddings_s", "stats_flush_s"):
+        for name in (
+            *("redis_timeout_s", "embed_timeout_s", "verify_timeout_s"),
+            *("keep_embeddings_s", "stats_flush_s"),
+        ):
             value = getattr(self, name)
             is_off = value is None and name == "keep_embeddings_s"
             if not is_off and not (is_number(value) and 0 < value < _TEN_YEARS_S):
@@ -215,6 +231,15 @@ class CacheConfig:
                     "an answer that slides is never stale: set either sliding_max_age_s, or"
                     " stale_while_revalidate_s and stale_if_error_s"
                 )
+
+    def _check_verifying(self) -> None:
+        if self.verify_from is None:
+            return
+        check_threshold(self.verify_from, "verify_from")
+        if not self.store_prompts:
+            raise ConfigurationError(
+                "store_prompts=False leaves a verifier nothing to compare: set verify_from=None"
+            )
 
     def _check_review(self) -> None:
         if not is_number(self.review_sample_rate) or not 0 <= self.review_sample_rate <= 1:

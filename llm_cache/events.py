@@ -70,7 +70,33 @@ class StoreSkipped:
     model: str
 
 
-Event = CallEnded | DependencyFailed | StoreSkipped | TextsEmbedded
+@dataclass(frozen=True, slots=True)
+class CandidateVerified:
+    """A verifier was asked about a candidate in the grey band."""
+
+    verdict: str
+    """`yes`, `no`, `timeout`, `failed` or `nonsense`; only the first serves anybody."""
+    model: str
+    is_in_background: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionCompared:
+    """In shadow mode, a decision was compared with what the model answered."""
+
+    outcome: str
+    """`right_hit`, `wrong_hit`, `missed_hit` or `right_miss`."""
+    model: str
+
+
+Event = (
+    CallEnded
+    | CandidateVerified
+    | DecisionCompared
+    | DependencyFailed
+    | StoreSkipped
+    | TextsEmbedded
+)
 
 
 @runtime_checkable

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 from llm_cache._core.counts import HITS, OTHER, bounded
 from llm_cache._core.types import CacheStatus
 from llm_cache.errors import MissingExtra
-from llm_cache.events import CallEnded, DependencyFailed, Event, StoreSkipped, TextsEmbedded
+from llm_cache.events import (
+    CallEnded,
+    CandidateVerified,
+    DecisionCompared,
+    DependencyFailed,
+    Event,
+    StoreSkipped,
+    TextsEmbedded,
+)
 from llm_cache.prices import Price, PriceList
 
 if TYPE_CHECKING:
@@ -100,6 +108,16 @@ class PrometheusHook:
             "Failures of Redis and the embedder; the caller was served all the same.",
             ["dependency", "operation"],
         )
+        self._verified = counter(
+            "llm_cache_verifications_total",
+            "Candidates in the grey band that the verifier was asked about.",
+            ["verdict", "model"],
+        )
+        self._compared = counter(
+            "llm_cache_shadow_decisions_total",
+            "In shadow mode: decisions by what they would have been worth.",
+            ["outcome", "model"],
+        )
         self._texts = counter("llm_cache_embedded_texts_total", "Texts embedded.", ["model"])
         self._paid = counter(
             "llm_cache_embedding_tokens_total", "Tokens paid for embeddings.", ["model"]
@@ -115,6 +133,8 @@ class PrometheusHook:
             StoreSkipped: self._store_skipped,
             DependencyFailed: self._dependency_failed,
             TextsEmbedded: self._texts_embedded,
+            CandidateVerified: self._candidate_verified,
+            DecisionCompared: self._decision_compared,
         }
         # Finding the child of a set of labels takes longer than all the rest.
         self._children: dict[tuple[Any, ...], _Call] = {}
@@ -156,6 +176,12 @@ class PrometheusHook:
 
     def _store_skipped(self, event: StoreSkipped) -> None:
         self._not_stored.labels(event.reason, self._model(event.model)).inc()
+
+    def _candidate_verified(self, event: CandidateVerified) -> None:
+        self._verified.labels(event.verdict, self._model(event.model)).inc()
+
+    def _decision_compared(self, event: DecisionCompared) -> None:
+        self._compared.labels(event.outcome, self._model(event.model)).inc()
 
     def _dependency_failed(self, event: DependencyFailed) -> None:
         self._failures.labels(event.dependency, event.operation).inc()

@@ -7,7 +7,7 @@ cosine and so all neighbours.
 
 Timed in random order for each query, one at a time: the identical `FT.SEARCH` through a redis-py
 pool as the cache has it, and that search followed by a `GET`; the search and the decision inside
-the cache (which has no public door: `SemanticLayer.nearest` and `similarity.acceptable`); and
+the cache (which has no public door: `SemanticLayer.nearest` and `decide`); and
 `lookup_semantic(vector=…)`, answer and all, with guards off and on. Recall is the share of queries
 whose true nearest neighbour, by brute force over the stored FLOAT16 vectors, comes back, among
 those that have one above the threshold.
@@ -31,10 +31,11 @@ from benchmarks.micro import loading, material
 from benchmarks.micro.material import Material, Texts, Vectors
 from benchmarks.micro.settings import Micro, Row, Settings
 from llm_cache import CacheConfig, LLMCache
-from llm_cache._core import similarity
+from llm_cache._core.hit_policy import ThresholdPolicy, decide
 from llm_cache._semantic import Place
 
 THRESHOLD = 0.85
+_RULE = ThresholdPolicy(THRESHOLD, is_guarded=False)
 _FAR = 0.6
 _TIE = 0.001
 """Two neighbours this close are one to FLOAT16; either is right."""
@@ -358,8 +359,7 @@ async def _search_and_get(bare: redis.Redis, command: tuple[Any, ...], key: str)
 async def _decide(cache: LLMCache, place: Place) -> object:
     # What a cache salts and asks for a vector that it is given.
     candidates = await cache._semantic.nearest(place)
-    accepted = similarity.acceptable(place.prompt, candidates, threshold=THRESHOLD, guarded=False)
-    return next(accepted, None)
+    return decide(place.prompt, candidates, _RULE).served
 
 
 def _summary(times: dict[str, list[float]]) -> Row:

@@ -18,6 +18,7 @@ SHARED = f"{CacheStatus.MISS}:shared"
 SAVING = (*HITS, SHARED)
 """What spares a call of the model."""
 NOT_STORED, FAILED = "not_stored", "failed"
+SHADOW, VERIFIED = "shadow", "verified"
 EMBEDDED, EMBEDDED_FREE, EMBEDDED_ROUGHLY = "embedded", "embedded:free", "embedded:roughly"
 Tokens = tuple[int | None, int | None, int | None]
 """Of a prompt, those of them that the provider had in its cache, and of the answer; `None` where

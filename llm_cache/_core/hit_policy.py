@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 from operator import mul
@@ -26,6 +26,9 @@ NEIGHBOURS: Final = 4
 FLOAT16_TOLERANCE: Final = 0.0003
 """How far from 1 the similarity of a vector with itself comes back from a FLOAT16 index
 (measured: up to 0.0003). Thresholds above `1 - FLOAT16_TOLERANCE` mean "identical"."""
+
+NEAR: Final = 0.1
+"""A candidate that fell short by no more than this is a near miss."""
 
 ISOLATED_MARGIN: Final = 0.2
 """How far behind the next neighbour must be for a candidate to count as standing alone."""
@@ -50,6 +53,15 @@ class Judged:
     """Why it is not served, as `similarity below 0.85` or `guard: numbers`; else empty."""
     confidence: float | None = None
     """Estimated probability that its answer is right; `None` where the policy has none."""
+    shortfall: float | None = None
+    """How far it is below what would have been enough, whatever its words; in similarity, or in
+    confidence where the policy has that. 0 where it was enough, `None` where nobody knows."""
+
+    @property
+    def is_near_miss(self) -> bool:
+        """Whether it was refused, and not by far."""
+        is_near = self.shortfall is not None and self.shortfall <= NEAR
+        return is_near and self.verdict is not Verdict.SERVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +121,7 @@ class Judgement:
     verdict: Verdict
     reason: str = ""
     confidence: float | None = None
+    shortfall: float | None = None
 
 
 Words = Callable[[], guards.Comparison]
@@ -153,7 +166,7 @@ def judge_each(prompt: str, candidates: Sequence[Candidate], policy: Policy) -> 
             said = policy.judge(candidate.similarity, rank, around, words)
         except Exception as error:  # noqa: BLE001 - a guard that fails has let nothing pass
             said = Judgement(Verdict.REFUSE, f"guard failed: {type(error).__name__}")
-        yield Judged(candidate, said.verdict, said.reason, said.confidence)
+        yield Judged(candidate, said.verdict, said.reason, said.confidence, said.shortfall)
 
 
 class _Reading:
@@ -169,6 +182,8 @@ class _Reading:
         if self._signature is None:
             self._signature = guards.analyse(self._prompt)
         kept = candidate.signature
+        if not kept and candidate.prompt == "":
+            raise ValueError("the prompt is not kept, so there are no words to compare")
         cached = guards.unpack(kept) if kept else guards.analyse(candidate.prompt)
         return guards.compare(self._signature, cached)
 
@@ -199,18 +214,18 @@ class ThresholdPolicy:
         enough = self._enough(rank, around)
         band = enough if self.verify_from is None else min(enough, self.verify_from)
         if similarity < _reachable(band):
-            return _below(enough)
+            return _below(enough, similarity)
         if self.is_guarded:
             said = words()
             if said.objection is not None:
-                return Judgement(Verdict.REFUSE, f"guard: {said.objection}")
+                return _vetoed(said.objection, enough - similarity)
             if not said.is_listed:
                 enough = stricter(self.similarity_threshold)
         if similarity >= _reachable(enough):
             return Judgement(Verdict.SERVE)
         if self.verify_from is not None and similarity >= _reachable(self.verify_from):
-            return Judgement(Verdict.VERIFY, _below(enough).reason)
-        return _below(enough, "for a language without word lists")
+            return replace(_below(enough, similarity), verdict=Verdict.VERIFY)
+        return _below(enough, similarity, "for a language without word lists")
 
     def _enough(self, rank: int, around: Neighbourhood) -> float:
         if rank or self.isolated_threshold is None or not around.stands_alone:
@@ -227,8 +242,14 @@ def _reachable(threshold: float) -> float:
     return min(threshold, 1 - FLOAT16_TOLERANCE)
 
 
-def _below(threshold: float, why: str = "") -> Judgement:
-    return Judgement(Verdict.REFUSE, f"similarity below {threshold:g} {why}".rstrip())
+def _below(threshold: float, similarity: float, why: str = "") -> Judgement:
+    reason = f"similarity below {threshold:g} {why}".rstrip()
+    return Judgement(Verdict.REFUSE, reason, shortfall=threshold - similarity)
+
+
+def _vetoed(objection: str, shortfall: float, confidence: float | None = None) -> Judgement:
+    shortfall = max(0.0, shortfall)
+    return Judgement(Verdict.REFUSE, f"guard: {objection}", confidence, shortfall)
 
 
 # -- fitted to labels
@@ -305,6 +326,9 @@ class CalibratedPolicy:
     """Guards whose objections are weighed; those of all others are vetoes."""
     verify_score: float | None = None
     """Where the grey band begins that ends at `least_score`; `None` for no band."""
+    verify_from: float | None = None
+    """A similarity from which on a candidate is in the band too, whatever its score. Of the
+    worker and not of the labels, so it is not kept with the policy."""
 
     @property
     def is_certified(self) -> bool:
@@ -313,7 +337,7 @@ class CalibratedPolicy:
 
     def judge(
         self,
-        similarity: float,  # noqa: ARG002 - it is the first of `around`
+        similarity: float,
         rank: int,
         around: Neighbourhood,
         words: Words,
@@ -322,16 +346,19 @@ class CalibratedPolicy:
         if rank:
             return Judgement(Verdict.REFUSE, "not the nearest")
         said = words()
-        if said.objection is not None and said.objection not in self.weighed_guards:
-            return Judgement(Verdict.REFUSE, f"guard: {said.objection}")
         score = self.score(features(around, said))
-        confidence = _logistic(score)
+        confidence, least = _logistic(score), _logistic(self.least_score)
+        shortfall = least - confidence
+        if said.objection is not None and said.objection not in self.weighed_guards:
+            return _vetoed(said.objection, shortfall, confidence)
         if score >= self.least_score:
             return Judgement(Verdict.SERVE, confidence=confidence)
-        reason = f"confidence {confidence:.3f} below {_logistic(self.least_score):.3f}"
-        if self.verify_score is not None and score >= self.verify_score:
-            return Judgement(Verdict.VERIFY, reason, confidence)
-        return Judgement(Verdict.REFUSE, reason, confidence)
+        reason = f"confidence {confidence:.3f} below {least:.3f}"
+        is_grey = (self.verify_score is not None and score >= self.verify_score) or (
+            self.verify_from is not None and similarity >= self.verify_from
+        )
+        verdict = Verdict.VERIFY if is_grey else Verdict.REFUSE
+        return Judgement(verdict, reason, confidence, shortfall)
 
     def score(self, values: Sequence[float]) -> float:
         """Return the log-odds that the answer is right, given the values of `FEATURES`."""

@@ -16,11 +16,11 @@ from llm_cache._core.types import Candidate
 class Shadow(StrEnum):
     """How a decision compares with what the model answered; also the names of counters."""
 
-    RIGHT_HIT = "shadow_right_hit"
-    WRONG_HIT = "shadow_wrong_hit"
-    MISSED_HIT = "shadow_missed_hit"
+    RIGHT_HIT = "right_hit"
+    WRONG_HIT = "wrong_hit"
+    MISSED_HIT = "missed_hit"
     """Refused, although the nearest candidate's answer says the same."""
-    RIGHT_MISS = "shadow_right_miss"
+    RIGHT_MISS = "right_miss"
 
 
 def compared(decision: Decision) -> Candidate | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -127,3 +128,12 @@ class Candidate:
     knows; then `digest` stands for it, and no two candidates agree."""
     signature: bytes = field(default=b"", repr=False)
     """What the guards need to know of the prompt, where it is kept."""
+
+
+def answer_text(answer: Json) -> str:
+    """Return the text of a chat completion, or any other answer as JSON."""
+    try:
+        text = answer["choices"][0]["message"]["content"]
+    except (KeyError, IndexError, TypeError):
+        text = None
+    return text if isinstance(text, str) else json.dumps(answer, ensure_ascii=False)

@@ -35,6 +35,10 @@ class ReviewItem:
     """`served`, or why not: `guard: numbers`, `similarity below 0.97`."""
     digest: str
     """Names the stored answer."""
+    asked: str | None = None
+    """Digest of the request that `new` belongs to."""
+    label: str | None = None
+    """What a comparison of the two answers says, in shadow mode: `same` or `different`."""
     tenant: str | None = None
     space: str | None = None
     """Fingerprint of the embedder that the similarity is from."""
@@ -155,6 +159,8 @@ def _fields(item: ReviewItem) -> list[bytes]:
         "similarity": repr(item.similarity),
         "verdict": item.verdict,
         "digest": item.digest,
+        "asked": item.asked,
+        "label": item.label,
         "tenant": item.tenant,
         "space": item.space,
     }
@@ -182,6 +188,8 @@ def _item(row: Any) -> ReviewItem | None:
             similarity=float(fields["similarity"]),
             verdict=fields["verdict"],
             digest=fields["digest"],
+            asked=fields.get("asked"),
+            label=fields.get("label"),
             tenant=fields.get("tenant"),
             space=fields.get("space"),
             id=_text(name),

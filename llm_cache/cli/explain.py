@@ -130,7 +130,7 @@ def _tell(told: Explanation, screen: Screen) -> None:
         screen.fact("compared", _dim("nothing: the semantic layer takes no part"))
         return
     screen.fact("compared", shown(told.compared))
-    screen.fact("threshold", f"{told.similarity_threshold:g}")
+    screen.fact("policy", shown(told.policy or "none"))
     if told.neighbours:
         screen.line()
         _tell_candidates(told.neighbours, screen)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ import typer
 from rich.text import Text
 
 from llm_cache import CacheConfig, LLMCache
+from llm_cache._core.types import answer_text
 from llm_cache.cli.caches import Models, cache_for
 from llm_cache.cli.explain import Param, params_of, shown
 from llm_cache.cli.options import (
@@ -124,15 +124,6 @@ def _tell(found: Inspection, screen: Screen, *, answer: bool) -> None:
         screen.fact("alias", key)
     if answer and found.age_s is not None:
         screen.fact("answer", shown(answer_text(found.answer)))
-
-
-def answer_text(answer: Any) -> str:
-    """Return the text of a chat completion, or any other answer as JSON."""
-    try:
-        text = answer["choices"][0]["message"]["content"]
-    except (KeyError, IndexError, TypeError):
-        text = None
-    return text if isinstance(text, str) else json.dumps(answer, ensure_ascii=False)
 
 
 def _text(value: Any) -> str:

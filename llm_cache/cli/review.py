@@ -16,9 +16,9 @@ import typer
 
 from llm_cache import CacheConfig, LLMCache
 from llm_cache._core.keys import Keys
+from llm_cache._core.types import answer_text
 from llm_cache._redis.review import MOST_CHARS, SERVED, Review, ReviewItem
 from llm_cache.cli.explain import shown
-from llm_cache.cli.inspect import answer_text
 from llm_cache.cli.options import (
     NAMESPACE,
     AsJson,
@@ -122,7 +122,18 @@ class _Desk:
 
 async def _open(url: str, config: CacheConfig) -> _Desk:
     cache = await LLMCache(url, config=config).open()
-    return _Desk(cache, Review(cache._connection, Keys(config.namespace)))  # noqa: SLF001
+    return _Desk(cache, Review(cache._connection, Keys(config.namespace)), _act)  # noqa: SLF001
+
+
+async def _act(cache: LLMCache, item: ReviewItem, verdict: Verdict) -> None:
+    """See to it that what was served wrongly is not served so again.
+
+    The answer stays, since it is right for the prompt it was made for. What was refused although
+    it is the same changes nothing here: it is for `llm-cache tune` to learn from.
+    """
+    is_wrong_hit = verdict is Verdict.DIFFERENT and item.verdict == SERVED
+    if is_wrong_hit and item.asked is not None:
+        await cache._invalidator.reject_pair(item.digest, item.asked)  # noqa: SLF001
 
 
 def _items(
@@ -144,7 +155,7 @@ def _items(
 def _export(items: Iterator[ReviewItem], path: Path) -> None:
     count = 0
     while portion := [item for item, _ in zip(items, range(_PORTION), strict=False)]:
-        append_labels(path, [_label(item, None, item.at_s) for item in portion])
+        append_labels(path, [_label(item, _said(item), item.at_s) for item in portion])
         count += len(portion)
     Screen().line(f"{count:,} pairs in {path}: fill in their labels, same or different")
 
@@ -191,6 +202,8 @@ def _show(item: ReviewItem, answer: Any | None, screen: Screen, place: str) -> N
     )
     screen.fact("asked", shown(item.new, most_chars=MOST_CHARS))
     screen.fact("stored", shown(item.cached, most_chars=MOST_CHARS))
+    if item.label is not None:
+        screen.fact("compared", f"with the model's own answer: {item.label}")
     screen.fact("answer", shown("gone" if answer is None else answer_text(answer)))
 
 
@@ -207,6 +220,11 @@ def _ask() -> str:
         if key in _ANSWERS:
             sys.stdout.write(f"{key}\n")
             return key
+
+
+def _said(item: ReviewItem) -> Verdict | None:
+    """Return what the model's own answer said of *item* in shadow mode."""
+    return Verdict(item.label) if item.label in set(Verdict) else None
 
 
 def _label(item: ReviewItem, verdict: Verdict | None, at_s: float) -> Label:

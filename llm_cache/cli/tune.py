@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from llm_cache import CacheConfig
-from llm_cache._core.keys import Keys
+from llm_cache._core.keys import Keys, tenant_id
 from llm_cache._redis.connection import Connection
 from llm_cache._redis.policies import PolicyStore
 from llm_cache.calibrate import Calibration, LoggedAnswer, calibrate, label_log
@@ -99,8 +99,8 @@ def tune(
     """
     rows = list(read_log(log))
     url = redis_url_from_env() if redis_url is None else redis_url
+    config = make_config(namespace=namespace)
     if save:
-        make_config(namespace=namespace)
         refuse_missing_directory(url)
     screen = Screen(live=not as_json)
     with screen.busy("calibrating"):
@@ -118,7 +118,7 @@ def tune(
     if output is not None:
         output.write_bytes(calibration.to_json())
     if save:
-        asyncio.run(_save(calibration, url, namespace, tenant or ()))
+        asyncio.run(_save(calibration, url, config, tenant or ()))
     if as_json:
         print_json(_told(calibration))
     else:
@@ -145,7 +145,8 @@ def read_log(path: Path) -> Iterator[dict[str, Any]]:
             raise InvalidRequest(f"{path.name}: line {number} is not JSON") from None
         if not isinstance(row, dict):
             raise InvalidRequest(f"{path.name}: line {number} is not a JSON object")
-        yield _with_booleans(row)
+        if row.get("label", _NOT_THERE) is not None:
+            yield _with_booleans(row)
 
 
 def _csv_value(name: str, value: str) -> Any:
@@ -157,11 +158,17 @@ def _csv_value(name: str, value: str) -> Any:
         raise InvalidRequest(f"the column {name} must hold numbers") from None
 
 
+_LABELS = {"same": True, "different": False}
 _TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
+_NOT_THERE = ""
+
+
 def _with_booleans(row: dict[str, Any]) -> dict[str, Any]:
-    """Return *row*, where 1 and 0 are also labels."""
+    """Return *row*, where 1 and 0 are also labels, and so is what `llm-cache review` writes."""
+    if "label" in row and "same" not in row:
+        row = {**row, "same": _LABELS.get(row["label"], row["label"])}
     same = row.get("same")
     return {**row, "same": bool(same)} if same in (0, 1) and "same" in row else row
 
@@ -209,13 +216,14 @@ async def _embedder(base_url: str | None, *, is_local: bool) -> AsyncIterator[Em
 
 
 async def _save(
-    calibration: Calibration, url: str, namespace: str, tenants: Sequence[str]
+    calibration: Calibration, url: str, config: CacheConfig, tenants: Sequence[str]
 ) -> None:
-    connection = Connection(url, max_connections=1, timeout_s=CacheConfig().redis_timeout_s)
+    connection = Connection(url, max_connections=1, timeout_s=config.redis_timeout_s)
     await connection.open()
+    ids = [str(tenant_id(tenant, config.tenant_secret)) for tenant in tenants]
     try:
-        store = PolicyStore(connection, Keys(namespace), space=calibration.stored.space)
-        await store.save(calibration.stored, tenants=tenants)
+        store = PolicyStore(connection, Keys(config.namespace), space=calibration.stored.space)
+        await store.save(calibration.stored, tenants=ids)
     finally:
         await connection.aclose()
 

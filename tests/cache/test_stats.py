@@ -14,6 +14,9 @@ async def test_statistics_begin_at_nothing(cache):
         "miss": 0,
         "bypass": 0,
         "hit_rate": 0.0,
+        "verified": {},
+        "shadow": {},
+        "policy": "uncertified: similarity at least 0.9, guards",
     }
 
 

@@ -112,7 +112,11 @@ def test_people_see_all_of_it(run, asked):
     assert "status        miss: no stored answer may be served\n" in ran.stdout
     assert "messages      system: You are a helpful assistant.\n" in ran.stdout
     assert 'body          {"temperature": 0}\n' in ran.stdout
-    assert f"compared      {QUESTION}\nthreshold     0.97\ncandidates    none" in ran.stdout
+    assert (
+        f"compared      {QUESTION}\n"
+        "policy        uncertified: similarity at least 0.97, guards\n"
+        "candidates    none" in ran.stdout
+    )
 
 
 def test_candidates_are_a_table_that_fits_a_narrow_terminal(run, asked, service):
