@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-
 _BEGIN, _END = "<!-- results -->", "<!-- end of results -->"
 
 
