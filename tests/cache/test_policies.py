@@ -13,6 +13,7 @@ from llm_cache._core.policy_file import StoredPolicy, encode
 from llm_cache.errors import ConfigurationError, InvalidRequest, StoreUnavailable, UnusablePolicy
 from llm_cache.events import DependencyFailed
 from llm_cache.testing import FakeEmbedder
+from tests.cache.test_verifying import Says
 from tests.core.test_policy_file import STORED
 
 QUESTION = "What is the capital of France?"
@@ -67,6 +68,13 @@ async def test_guards_veto_under_a_policy_too(cache, embedder):
     await cache.chat(QUESTION)
     await cache.set_policy(from_similarity(0.5))
     assert (await cache.chat("What is the capital of Spain?")).status == "miss"
+
+
+async def test_a_verifier_may_let_pass_what_a_policy_refuses(make_cache, stored_alike):
+    cache = make_cache(verifier=Says(True), verify_from=0.8)
+    await stored_alike(cache, 0.85)
+    await cache.set_policy(from_similarity(0.98))
+    assert (await cache.chat(REPHRASED)).status == "semantic"
 
 
 async def test_it_can_be_removed(cache, stored_alike):
