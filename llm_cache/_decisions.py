@@ -171,8 +171,8 @@ def _read(policy: object) -> StoredPolicy:
         return decode(policy)
     if not isinstance(policy, StoredPolicy):
         raise ConfigurationError(
-            "the policy must be what `calibrate` returned, its `stored`, or the bytes of its"
-            f" `to_json()`; got {type(policy).__name__}"
+            "the policy must be `calibration.stored`, or the bytes of `calibration.to_json()`;"
+            f" got {type(policy).__name__}"
         )
     return policy
 

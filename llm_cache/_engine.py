@@ -78,7 +78,7 @@ class Engine:
         self._clock = clock
         self._chance = chance
         self._revalidating: set[str] = set()
-        self._looking_again = 0
+        self._scrutinising = 0
         self._flights: SingleFlight[Answered] = SingleFlight()
         self._beginnings: SingleFlight[Answered | Streaming] = SingleFlight(_give_up_unheard)
         self._live: dict[Hashable, Streaming] = {}
@@ -290,7 +290,7 @@ class Engine:
             refusal = await self._store(call, fresh.answer, turn, place)
         is_stored = turn.epoch is not None and refusal is None
         if turn.open_finding is not None and place is not None:
-            self._look_again_later(call, place, turn.open_finding, fresh.answer)
+            self._scrutinise_later(call, place, turn.open_finding, fresh.answer)
         return Answered(
             turn.status,
             fresh,
@@ -301,13 +301,13 @@ class Engine:
 
     # ------------------------------------------------------------------ second looks
 
-    def _look_again_later(self, call: Call, place: Place, finding: Finding, fresh: Json) -> None:
+    def _scrutinise_later(self, call: Call, place: Place, finding: Finding, fresh: Json) -> None:
         """Look at *finding* again in the background, unless that is done too often already."""
-        if self._looking_again < MOST_IN_BACKGROUND:
-            self._looking_again += 1
-            self._spawn(self._look_at(call, place, finding, fresh))
+        if self._scrutinising < MOST_IN_BACKGROUND:
+            self._scrutinising += 1
+            self._spawn(self._scrutinise(call, place, finding, fresh))
 
-    async def _look_at(self, call: Call, place: Place, finding: Finding, fresh: Json) -> None:
+    async def _scrutinise(self, call: Call, place: Place, finding: Finding, fresh: Json) -> None:
         """Compare the model's answer, or let the verifier say whether the cached one would do."""
         accepts = partial(self._accepts, call)
         try:
@@ -321,7 +321,7 @@ class Engine:
         except StoreError as error:
             self._failed("verify", error)
         finally:
-            self._looking_again -= 1
+            self._scrutinising -= 1
 
     # ------------------------------------------------------------------ streams
 

@@ -93,7 +93,7 @@ class Scrutiny:
             timeout_s=self._config.verify_timeout_s,
         )
         verdict = said.reason.partition(":")[0]
-        self._tell(CandidateVerified(verdict, call.terms.model, self._config.verify_in_background))
+        self._tell(CandidateVerified(verdict, call.terms.model))
         return said.is_right
 
     # ------------------------------------------------------------------ shadow mode

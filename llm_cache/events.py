@@ -55,7 +55,7 @@ class DependencyFailed:
     """Redis or the embedder failed; the caller was served without it."""
 
     dependency: str
-    """`redis` or `embedder`."""
+    """`redis`, `embedder`, `upstream`, or `policy` for one that cannot be followed."""
     operation: str
     """What was being done: `lookup_exact`, `lookup_semantic`, `embed`, `store`, …"""
     error: Exception
@@ -77,7 +77,6 @@ class CandidateVerified:
     verdict: str
     """`yes`, `no`, `timeout`, `failed` or `nonsense`; only the first serves anybody."""
     model: str
-    is_in_background: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import subprocess
@@ -11,10 +12,14 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
+from benchmarks.correctness import put
+from llm_cache import CacheConfig
+from llm_cache._core.shadow import Shadow
 from llm_cache.metrics import PrometheusHook
 
 ROOT = Path(__file__).parent.parent
 OBSERVABILITY = (ROOT / "docs" / "observability.md").read_text(encoding="utf-8")
+CORRECTNESS = (ROOT / "docs" / "correctness.md").read_text(encoding="utf-8")
 CLI = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
 
 
@@ -57,6 +62,26 @@ def test_the_example_of_the_savings_prints_what_it_says(tmp_path):
         [sys.executable, "-c", example], capture_output=True, text=True, check=True
     )
     assert f"# {ran.stdout}" in example
+
+
+def test_examples_of_correct_hits_can_be_typed_in():
+    examples = re.findall(r"```python\n(.*?)```", CORRECTNESS, re.DOTALL)
+    for example in examples:
+        compile(example, "docs/correctness.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    given = re.search(r"config = (CacheConfig\(.*?\))", "".join(examples))
+    assert given
+    assert eval(given[1], {"CacheConfig": CacheConfig}).verify_from == 0.75
+
+
+def test_outcomes_of_shadow_mode_are_described():
+    table = CORRECTNESS.partition('`stats()["shadow"]` counts:')[2].partition("\n\nModels")[0]
+    assert set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == {str(o) for o in Shadow}
+
+
+def test_measurements_take_the_place_of_the_last_ones():
+    page = put(CORRECTNESS, ["nothing"])
+    assert page.startswith(CORRECTNESS.partition("<!-- results -->")[0])
+    assert page.endswith("<!-- results -->\nnothing\n<!-- end of results -->\n")
 
 
 def test_every_command_is_described():

@@ -16,6 +16,7 @@ from llm_cache import Price
 from llm_cache.errors import MissingExtra, StoreUnavailable
 from llm_cache.events import CallEnded, DependencyFailed, StoreSkipped, TextsEmbedded
 from llm_cache.metrics import PrometheusHook
+from tests.cache.test_verifying import Says
 
 DASHBOARD = Path(__file__).parent.parent / "deploy" / "grafana-dashboard.json"
 
@@ -203,3 +204,20 @@ def test_panels_of_the_dashboard_do_not_overlap():
         assert not taken & cells, panel["title"]
         assert x + w <= 24
         taken |= cells
+
+
+async def test_second_looks_are_counted(registry, hook, make_cache, embedder):
+    embedder.similar("reset password", "password reset help", 0.85)
+    cache = make_cache(hooks=[hook], shadow=True, verifier=Says(False))
+    for prompt in ("reset password", "password reset help"):
+        await cache.chat(prompt)
+    await cache.aclose()
+
+    about = {"model": "gpt-4o-mini"}
+    verified = registry.get_sample_value(
+        "llm_cache_verifications_total", {"verdict": "no", **about}
+    )
+    compared = registry.get_sample_value(
+        "llm_cache_shadow_decisions_total", {"outcome": "right_miss", **about}
+    )
+    assert (verified, compared) == (1, 1)

@@ -1,14 +1,18 @@
 """How often the semantic layer serves, and how often it serves the wrong answer.
 
-`python -m benchmarks correctness --data DIR --write docs/correctness.md`
+`python -m benchmarks correctness --data DIR --write docs/correctness.md` replaces what stands on
+that page between two comments; the rest of it is prose.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+_BEGIN, _END = "<!-- results -->", "<!-- end of results -->"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--peers-python", type=Path, help="interpreter of an environment with gptcache and redisvl"
     )
-    parser.add_argument("--write", type=Path, help="write the results here, as Markdown")
+    parser.add_argument("--write", type=Path, help="put the results into this page")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -36,8 +40,16 @@ def run(arguments: argparse.Namespace) -> int:
         print(line, flush=True)
         lines.append(line)
     if arguments.write is not None:
-        arguments.write.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        path: Path = arguments.write
+        page = path.read_text(encoding="utf-8") if path.exists() else f"{_BEGIN}\n{_END}\n"
+        path.write_text(put(page, lines), encoding="utf-8")
     return 0
+
+
+def put(page: str, lines: Sequence[str]) -> str:
+    """Return *page* with *lines* in place of the results that it has."""
+    results = "\n".join([_BEGIN, *lines, _END])
+    return re.sub(f"{_BEGIN}.*?{_END}", lambda _: results, page, flags=re.DOTALL)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

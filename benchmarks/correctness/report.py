@@ -26,7 +26,7 @@ _SIMILAR = (
 
 def lines(data: Path, resamples: int, logs: int, peers_python: Path | None) -> Iterator[str]:
     """Measure everything, and yield the report line by line."""
-    yield "# Correct hits"
+    yield "## What was measured"
     yield ""
     yield f"Written by `python -m benchmarks correctness --data DIR --resamples {resamples}"
     yield f"--logs {logs} --write docs/correctness.md`. Embeddings are those of `LocalEmbedder`"

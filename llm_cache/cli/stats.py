@@ -124,6 +124,8 @@ class _Shown:
 
     async def _read(self, cache: LLMCache) -> tuple[dict[str, Any], tuple[Index, ...] | None]:
         numbers = await cache.server_stats(**self._options)
+        # What decides is known to the workers, which have an embedder.
+        del numbers["policy"]
         if self._shown_at is not None:
             _tell_in_prices_of(self._shown_at[1], numbers)
         return numbers, await indexes_of(cache.redis_url, self._config.namespace)
@@ -200,6 +202,8 @@ def _facts(
         ("bypassed", "bypass_reasons"),
         ("not stored", "not_stored"),
         ("failures", "failures"),
+        ("verified", "verified"),
+        ("in shadow", "shadow"),
     ):
         if numbers.get(name):
             yield label, ", ".join(f"{count:,} {why}" for why, count in numbers[name].items())

@@ -44,8 +44,8 @@ def tune(
             metavar="LOG",
             exists=True,
             dir_okay=False,
-            help="JSON lines or CSV: prompt and answer_id; or new, cached and same; or prompt and"
-            " answer, to be judged. Optionally timestamp_s.",
+            help="JSON lines or CSV: prompt and answer_id; or new, cached and same, or what review"
+            " wrote; or prompt and answer, to be judged. Optionally timestamp_s.",
         ),
     ],
     *,
@@ -145,8 +145,11 @@ def read_log(path: Path) -> Iterator[dict[str, Any]]:
             raise InvalidRequest(f"{path.name}: line {number} is not JSON") from None
         if not isinstance(row, dict):
             raise InvalidRequest(f"{path.name}: line {number} is not a JSON object")
-        if row.get("label", _NOT_THERE) is not None:
-            yield _with_booleans(row)
+        if "label" in row and "same" not in row:
+            if row["label"] is None:
+                continue
+            row = _reviewed(row)
+        yield _with_booleans(row)
 
 
 def _csv_value(name: str, value: str) -> Any:
@@ -162,13 +165,17 @@ _LABELS = {"same": True, "different": False}
 _TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
-_NOT_THERE = ""
+def _reviewed(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of the file that `llm-cache review` writes.
+
+    Its similarity may be another embedder's, so it is measured anew.
+    """
+    same = _LABELS.get(row["label"], row["label"])
+    return {"new": row.get("new"), "cached": row.get("cached"), "same": same}
 
 
 def _with_booleans(row: dict[str, Any]) -> dict[str, Any]:
-    """Return *row*, where 1 and 0 are also labels, and so is what `llm-cache review` writes."""
-    if "label" in row and "same" not in row:
-        row = {**row, "same": _LABELS.get(row["label"], row["label"])}
+    """Return *row*, where 1 and 0 are also labels."""
     same = row.get("same")
     return {**row, "same": bool(same)} if same in (0, 1) and "same" in row else row
 

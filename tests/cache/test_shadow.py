@@ -49,7 +49,7 @@ async def test_a_stale_answer_is_not_served_either(make_cache, upstream):
 
 
 @pytest.mark.parametrize(
-    ("prompt", "similarity", "answer", "outcome"),
+    "case",
     [
         (REPHRASED, 0.95, "Paris.", "right_hit"),
         (REPHRASED, 0.95, "Lyon.", "wrong_hit"),
@@ -58,8 +58,9 @@ async def test_a_stale_answer_is_not_served_either(make_cache, upstream):
     ],
 )
 async def test_the_fresh_answer_tells_what_the_decision_was_worth(
-    shadow, upstream, embedder, prompt, similarity, answer, outcome
+    shadow, upstream, embedder, case
 ):
+    prompt, similarity, answer, outcome = case
     embedder.similar(QUESTION, prompt, similarity)
     upstream.answer("Paris.")
     await shadow.chat(QUESTION)

@@ -9,7 +9,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+import redis
 
+from llm_cache import CacheConfig, LLMCache
 from llm_cache._core.keys import Keys, answer_digest
 from llm_cache._redis.connection import Connection
 from llm_cache._redis.review import Review, ReviewItem
@@ -136,3 +138,50 @@ def test_nothing_to_review_says_how_to_record(run, labels):
 
     assert ran.exit_code == 0
     assert "review_sample_rate" in ran.stdout
+
+
+# -- what is said has consequences
+
+
+@pytest.fixture
+def served(run, waiting, redis_url, namespace):
+    """The hit among the recorded pairs, promoted for the request that asked; returns its keys."""
+    first = json.loads(run("chat", "--json", QUESTION).stdout)["key"]
+    asked = json.loads(run("explain", "--json", "Capital of France?").stdout)["key"]
+
+    async def promote() -> None:
+        async with LLMCache(
+            redis_url, config=CacheConfig(namespace=namespace, semantic=False)
+        ) as c:
+            await c._answers.copy(answer_digest(first), answer_digest(asked))
+            item = ReviewItem(
+                new="Capital of France?",
+                cached=QUESTION,
+                similarity=0.98,
+                verdict="served",
+                digest=answer_digest(first),
+                asked=answer_digest(asked),
+                label="different",
+            )
+            await c._review.add([item])
+
+    asyncio.run(promote())
+    with redis.Redis.from_url(redis_url) as client:
+        yield lambda: (client.exists(first), client.exists(asked))
+
+
+def test_a_hit_that_is_different_is_taken_from_the_request_and_stays_for_its_own(
+    run, served, labels
+):
+    assert served() == (1, 1)
+    ran = run("review", "--labels", str(labels), "--only", "hits", stdin="s\nn\n")
+
+    assert ran.exit_code == 0, ran.output
+    assert "compared      with the model's own answer: different" in ran.stdout
+    assert served() == (1, 0)
+
+
+def test_what_the_comparison_said_is_exported(run, served, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    run("review", "--only", "hits", "--export", str(path))
+    assert [label.label for label in read_labels(path)] == [None, "different"]

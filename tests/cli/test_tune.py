@@ -6,13 +6,15 @@ import asyncio
 import json
 
 import pytest
+import redis
 
-from llm_cache._core.keys import Keys, fingerprint
+from llm_cache._core.keys import Keys, fingerprint, tenant_id
 from llm_cache._core.policy_file import decode
 from llm_cache._redis.connection import Connection
 from llm_cache._redis.policies import Policies, PolicyStore
 from llm_cache.cli.tune import read_log
 from llm_cache.errors import InvalidRequest
+from llm_cache.labels import Label, Verdict, append_labels
 from llm_cache.local import LocalEmbedder
 from tests.test_calibrate import pairs
 
@@ -92,6 +94,26 @@ def test_csv_holds_numbers_and_labels(tmp_path):
         {"new": "a", "cached": "b", "same": True, "similarity": 0.9},
         {"new": "a", "cached": "c", "same": False, "similarity": 0.5},
     ]
+
+
+def test_what_review_wrote_is_a_log(tmp_path):
+    path = tmp_path / "labels.jsonl"
+    said = [Verdict.SAME, Verdict.DIFFERENT, None]
+    append_labels(path, [Label("a", "b", 0.9, verdict, 0.0, space="other") for verdict in said])
+    assert list(read_log(path)) == [
+        {"new": "a", "cached": "b", "same": True},
+        {"new": "a", "cached": "b", "same": False},
+    ]
+
+
+def test_with_a_secret_a_tenant_is_saved_as_it_stands_in_redis(cli, log, redis_url, namespace):
+    env = {"LLM_CACHE_TENANT_SECRET": "0123456789abcdef"}
+    where = ("--redis-url", redis_url, "--namespace", namespace, "--tenant", "acme")
+    told = cli("tune", str(log), "--local", "--max-wrong", "0.05", "--save", *where, env=env)
+    assert told.exit_code == 0, told.output
+    with redis.Redis.from_url(redis_url) as client:
+        (name,) = client.hkeys(Keys(namespace).policy(SPACE))
+    assert name.decode() == f"tenant:{tenant_id('acme', '0123456789abcdef')}"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Which of the nearest candidates may answer."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -187,3 +188,47 @@ def test_only_a_calibrated_policy_is_certified():
     decision = decide(ASKED, [candidate(0.9)], ThresholdPolicy(0.85))
     assert not decision.is_certified
     assert decision.judged[0].verdict is Verdict.SERVE
+
+
+# -- near misses, and the band below a calibrated policy
+
+
+def near_misses(candidates: list[Candidate], policy: Policy) -> list[bool]:
+    return [judged.is_near_miss for judged in decide(ASKED, candidates, policy).judged]
+
+
+def test_a_near_miss_fell_short_by_little():
+    policy = ThresholdPolicy(0.75)
+    candidates = [candidate(at) for at in (0.75, 0.7499, 0.66, 0.64)]
+    assert near_misses(candidates, policy) == [False, True, True, False]
+
+
+def test_what_only_a_guard_refused_is_a_near_miss():
+    trap = "How do I reset my password in 2 days?"
+    assert near_misses([candidate(0.95, trap)], ThresholdPolicy(0.85)) == [True]
+    assert near_misses([candidate(0.95, trap)], weighing(0.9, similarity=1.0)) == [True]
+    # What would have been far below anyway is none, whatever its words.
+    assert near_misses([candidate(0.1, trap)], weighing(9.0, similarity=1.0)) == [False]
+
+
+def test_a_calibrated_policy_counts_what_is_missing_in_confidence():
+    policy = weighing(0.0, similarity=1.0)
+    (judged,) = decide(ASKED, [candidate(-0.2)], policy).judged
+    assert judged.shortfall == pytest.approx(0.5 - 1 / (1 + 2.718281828**0.2), abs=1e-6)
+    assert judged.is_near_miss
+
+
+def test_a_worker_may_have_a_band_below_a_calibrated_policy():
+    policy = replace(weighing(0.95, similarity=1.0), verify_from=0.8)
+    grey = candidate(0.8)
+    assert decide(ASKED, [grey], policy).to_verify == grey
+    assert decide(ASKED, [candidate(0.7999)], policy).to_verify is None
+    trap = candidate(0.9, "How do I reset my password in 2 days?")
+    assert decide(ASKED, [trap], policy).to_verify is None
+
+
+def test_without_the_words_of_the_cached_prompt_nothing_is_served():
+    unknown = candidate(0.99, "")
+    assert served([unknown], ThresholdPolicy(0.85)) == []
+    assert served([unknown], weighing(0.0, similarity=1.0)) == []
+    assert served([unknown], ThresholdPolicy(0.85, is_guarded=False)) == ["a"]
