@@ -12,7 +12,6 @@ from llm_cache import LLMCache
 from llm_cache._redis.sweep import Sweeper
 from llm_cache.errors import (
     CacheClosed,
-    ConfigurationError,
     InvalidRequest,
     PartialInvalidation,
 )
