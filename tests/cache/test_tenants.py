@@ -21,7 +21,20 @@ def odd_names(count: int) -> list[str]:
     """Return different names of tenants, full of what may have a meaning somewhere."""
     chance = random.Random(7)
     signs = [*"|@{}()[]*?:~-%\"'\\$^.,<>=;!#&+/ \t\n\r\0", "acme", "ns", ":x:", "None", "null"]
-    signs += ["*", "-", "1:", "0:", "é", "e\u0301", "ß", "İ", "😀", "\u202e", "\ufeff", "\U0010ffff"]
+    signs += [
+        "*",
+        "-",
+        "1:",
+        "0:",
+        "é",
+        "e\u0301",
+        "ß",
+        "İ",
+        "😀",
+        "\u202e",
+        "\ufeff",
+        "\U0010ffff",
+    ]
     names = {"", "*", "-", "None"}
     while len(names) <= count:
         parts = (chance.choice(signs) for _ in range(chance.randint(1, 8)))
