@@ -687,7 +687,8 @@ class LLMCache:
         except where said otherwise. What is dead is removed in the background.
 
         Args:
-            key: One answer, as `reply.key` has it, and what was made from it. Four round trips.
+            key: One answer, as `reply.key` has it, and what was made from it. Four round trips,
+                six for the key of an alias.
             tag: Those with this tag.
             dependency: Those made from it, of whatever version unless one is named, and those
                 made from these in their turn.
@@ -695,12 +696,13 @@ class LLMCache:
             system: Those made under this system prompt.
             shared_scope: Those that tenants share under this name.
             older_than_s: Those stored longer ago than this many seconds.
-            pattern: Those to prompts like this: `*` stands for any text, `?` for any sign, and
-                letters of both cases are one. Reads all prompts in the index, a thousand in a
-                round trip.
-            tenant: Whose; not given, everybody's.
+            pattern: Those to prompts like this: `*` stands for any text, `?` for any sign; case
+                and the kind and number of blanks make no difference. Takes effect at once, then
+                reads all prompts in the index, a thousand in three round trips, to remove what
+                it has reached.
+            tenant: Whose; not given, everybody's. What is shared (`shared_scope`) is nobody's.
             dry_run: Only count. Reads all answers, unless they are meant by key or pattern.
-            limit: Most answers that a pattern may reach.
+            limit: Most answers that a pattern may reach: those that the index finds first.
             allow_partial: Let a pattern pass over answers that are not in the index.
 
         Raises:
@@ -746,7 +748,7 @@ class LLMCache:
     async def invalidate_request(self, prompt: Prompt, **options: Any) -> Invalidation:
         """Invalidate the answer to this very request. Takes the arguments of `chat`.
 
-        Costs and raises as `invalidate` by key.
+        Where that was promoted from another request's answer, it is that answer. Costs and raises as `invalidate` by key.
         """
         call, _ = self._plan_given(prompt, options)
         await self.open()
@@ -767,7 +769,7 @@ class LLMCache:
 
         *key* is `reply.key`, or the key of a request that the answer was served to. The requests
         it was served to are remembered, so that a new answer to the original one is not served to
-        them; with *prompt* and the arguments of `chat`, that one too. Up to seven round trips.
+        them; with *prompt* and the arguments of `chat`, that one too. Up to ten round trips.
 
         Raises:
             InvalidRequest: *key* is not the key of an answer in this namespace.
@@ -781,7 +783,8 @@ class LLMCache:
     async def approve(self, key: str, prompt: Prompt, **options: Any) -> bool:
         """Serve the answer under *key* to this request from now on, whatever was said before.
 
-        Takes the arguments of `chat`. Return whether the answer is there. Three round trips.
+        Takes the arguments of `chat`. Return whether the answer is there; another tenant's is
+        not. Up to six round trips.
 
         Raises:
             InvalidRequest: *key* is not the key of an answer in this namespace.

@@ -72,13 +72,14 @@ class CacheConfig:
     """Share of its lifetime that an answer may lose by chance, below 1: what was stored together
     then does not expire together."""
     sliding_max_age_s: float | None = None
-    """With it, every hit lengthens an answer's life to `ttl_s` from then on, but never beyond this
-    age. `None` keeps lifetimes absolute, so that a popular wrong answer ends too."""
+    """With it, every hit lengthens an answer's life to the TTL of the call from then on, but never
+    beyond this age. `None` keeps lifetimes absolute, so that a popular wrong answer ends too."""
     stale_while_revalidate_s: float = 0.0
     """Seconds for which an answer past its lifetime is still served, while one worker asks the
-    model anew in the background."""
+    model anew in the background. Only for the very request that it is the answer to."""
     stale_if_error_s: float = 0.0
-    """Seconds for which an answer past its lifetime is served where the model fails."""
+    """Seconds for which an answer past its lifetime is served where the model fails: no connection,
+    a time-out, too many requests, or an error of the server; not where it refuses the request."""
     sweep: bool = True
     """Whether what was invalidated is removed from Redis in the background. It is dead at once in
     any case; without it, its memory is given back when it expires."""

@@ -61,8 +61,9 @@ class Sliding:
             await self._tell()
 
     async def _tell(self) -> None:
-        while self._until_ms:
-            some = [self._until_ms.popitem() for _ in range(min(_AT_ONCE, len(self._until_ms)))]
+        pending = list(self._until_ms.items())
+        for start in range(0, len(pending), _AT_ONCE):
+            some = pending[start : start + _AT_ONCE]
             pipeline = self._connection.client.pipeline(transaction=False)
             for digest, until_ms in some:
                 for key in self._keys_of(digest):
@@ -73,6 +74,10 @@ class Sliding:
             except StoreError as error:
                 self._failed(error)
                 return
+            for digest, until_ms in some:
+                # Unless it was hit again meanwhile.
+                if self._until_ms.get(digest) == until_ms:
+                    del self._until_ms[digest]
 
     def _keys_of(self, digest: str) -> list[str]:
         entries = [self._keys.entry(space, digest) for space in self._spaces()]

@@ -42,7 +42,8 @@ _EPOCH_CHARS = 32
 # An answer that was replaced meanwhile is another one; what leads to it follows its expiry.
 _REMOVE = Script("""
 if redis.call('GETRANGE', KEYS[1], 0, #ARGV[1] - 1) ~= ARGV[1] then return 0 end
-return redis.call('UNLINK', unpack(KEYS))
+redis.call('UNLINK', unpack(KEYS))
+return 1
 """)
 # Only whoever has the turn may lengthen it; for 0 ms, give it back.
 _HOLD = Script("""

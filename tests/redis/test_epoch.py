@@ -6,33 +6,13 @@ from typing import Any
 
 import pytest
 
-from llm_cache._core.keys import Keys
 from llm_cache._core.targets import Kind, target
-from llm_cache._redis.connection import Connection
 from llm_cache._redis.epoch import Epochs
 from llm_cache.errors import StoreTimeout
 from llm_cache.testing import FakeClock
 
 QUESTION = "What is the capital of France?"
 REPHRASED = "Tell me the capital city of France."
-
-
-@pytest.fixture
-async def connection(redis_url):
-    connection = Connection(redis_url, max_connections=5, timeout_s=5)
-    await connection.open()
-    yield connection
-    await connection.aclose()
-
-
-@pytest.fixture
-def keys(namespace):
-    return Keys(namespace)
-
-
-@pytest.fixture
-def epochs(connection, keys):
-    return Epochs(connection, keys)
 
 
 @pytest.mark.parametrize("lost", [["epoch"], ["purges"], ["epoch", "purges"]])
@@ -181,3 +161,87 @@ async def test_read_that_was_under_way_is_not_enough_for_a_newer_epoch(epochs, c
 
     assert (await early).epoch == old
     assert (await late).epoch == new
+
+
+async def test_table_that_went_back_has_forgotten_and_everything_older_is_dead(
+    make_cache, redis, namespace
+):
+    """A replica takes over that had not heard of the last invalidation."""
+    cache = make_cache()
+    clock = FakeClock()
+    cache._epochs._clock = clock
+    await cache.chat(QUESTION, tags=["old"])
+    names = [key async for key in redis.scan_iter(f"{namespace}:*")]
+    backup = {name: await redis.dump(name) for name in names}
+    await cache.invalidate(tag="old")
+    assert await cache.lookup_exact(QUESTION) is None
+    for name, dump in backup.items():
+        await redis.restore(name, 100_000, dump, replace=True)
+
+    assert await cache.lookup_exact(QUESTION) is None
+    clock.advance(11)
+    assert await cache.lookup_exact(QUESTION) is None
+    for worker in (cache, make_cache()):
+        assert await worker.lookup_exact(QUESTION) is None
+    assert (await cache.chat(QUESTION)).status == "miss"
+    assert (await make_cache().chat(QUESTION)).status == "exact"
+
+
+async def test_reads_of_a_table_that_moves_are_not_taken_for_one_that_went_back(
+    connection, keys, redis
+):
+    clients = [Epochs(connection, keys) for _ in range(5)]
+    born = (await clients[0].current(None)).born
+    for _ in range(20):
+        await asyncio.gather(
+            clients[0].purge([target(Kind.ALL)]),
+            *(client.current(None) for client in clients),
+            *(client.prune() for client in clients),
+        )
+    assert {(await client.current(None)).born for client in clients} == {born}
+
+
+async def test_lines_are_kept_for_as_long_as_an_answer_may_live_that_they_reach(
+    epochs, redis, keys
+):
+    await epochs.current(None)
+    await epochs.remember_for(1_000 * 3_600)
+    seconds, micros = await redis.time()
+
+    def moment(ago_s: float) -> str:
+        return f"{round((seconds - ago_s) * 1e6 + micros):016x}" + "0" * 16
+
+    # Rounded up to a power of two, and a day for requests that are under way.
+    kept_s = (1 << (3_600_000 - 1).bit_length()) / 1000 + 86_400
+    lines = {
+        target(Kind.KEY, "young"): moment(kept_s - 60),
+        target(Kind.KEY, "old"): moment(kept_s + 60),
+        target(Kind.AGE, tenant_id="young"): str(seconds - kept_s + 60),
+        target(Kind.AGE, tenant_id="old"): str(seconds - kept_s - 60),
+        target(Kind.PATTERN, "old*"): moment(kept_s + 60),
+    }
+    await redis.hset(keys.purges, mapping={f":{name}": value for name, value in lines.items()})
+
+    assert await epochs.prune() == 3
+    left = (await epochs.current(None)).tokens
+    assert set(left) == {target(Kind.KEY, "young"), target(Kind.AGE, tenant_id="young")}
+
+
+async def test_table_that_does_not_know_how_long_answers_live_is_kept(epochs, redis, keys):
+    await epochs.purge([target(Kind.ALL)])
+    await redis.hset(keys.purges, ":" + target(Kind.TAG, "t"), "0" * 32)
+    assert await epochs.prune() == 0
+
+
+async def test_younger_age_never_takes_the_place_of_an_older_one(epochs):
+    line = target(Kind.AGE)
+    for before_s in (100.5, 50.0, 200.25, 7.0):
+        await epochs.purge([line], before_s=before_s)
+    assert (await epochs.current(None)).tokens[line] == "200.25"
+
+
+async def test_longest_lifetime_outlives_the_rest_of_the_table(epochs, redis, keys):
+    await epochs.remember_for(5_000)
+    await redis.delete(keys.epoch)
+    await epochs.current(None)
+    assert int(await redis.hget(keys.purges, "longest")) == 8_192
