@@ -18,6 +18,8 @@ from llm_cache import (
     Neighbour,
     cache_info,
 )
+from llm_cache.calibrate import Calibration
+from llm_cache.verify import LLMVerifier
 
 
 async def life() -> None:
@@ -80,3 +82,12 @@ async def explain(cache: LLMCache) -> None:
     told = await cache.explain("Hi")
     assert_type(told, Explanation)
     assert_type(told.neighbours, tuple[Neighbour, ...])
+
+
+async def correct_hits(client: AsyncOpenAI, calibration: Calibration) -> None:
+    cache = LLMCache(verifier=LLMVerifier(client))
+    await cache.set_policy(calibration.stored)
+    await cache.set_policy(calibration.to_json(), tenants=["acme"])
+    assert_type(await cache.remove_policy(tenants={"acme"}), int)
+    await cache.set_policy(0.85)  # type: ignore[arg-type]
+    LLMCache(verifier=lambda new, cached, answer: True)  # type: ignore[arg-type]
