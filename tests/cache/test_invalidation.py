@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from llm_cache import LLMCache
-from llm_cache._redis.sweep import Sweeper
 from llm_cache.errors import (
     CacheClosed,
     ConfigurationError,
@@ -661,7 +660,3 @@ async def test_twenty_thousand_answers_are_gone_with_one_invalidation(redis_url,
     assert figures.alive_before == figures.asked
     assert figures.alive_after == 0
     assert figures.left_after_walk == 0
-
-
-def test_walks_are_far_enough_apart_for_everybody():
-    assert Sweeper.__init__.__kwdefaults__["rest_s"] >= 10
