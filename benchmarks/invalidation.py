@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import random
 import statistics
 import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from redis import asyncio as redis_py
 
@@ -110,15 +110,15 @@ async def measure(
         asked = _asked(entries)
         before = await _alive(cache, asked)
         quiet = await _timed(cache, asked, stop=None)
-        workers = [
-            await _start(cache.redis_url, namespace, entries, number) for number in range(readers)
-        ]
+        workers = [await _start(cache.redis_url, namespace, entries) for _ in range(readers)]
         started_s = time.perf_counter()
         await cache.invalidate(tag=_TAG)
         done_s, invalidate_ms = time.time(), 1000 * (time.perf_counter() - started_s)
         after = await _alive(cache, asked)
         told = [await _stop(worker) for worker in workers]
-        walked = {} if not walk else await _walk(cache, namespace, asked, quiet, started_s)
+        walked: dict[str, Any] = (
+            {} if not walk else await _walk(cache, namespace, asked, quiet, started_s)
+        )
         return Figures(
             asked=len(asked),
             alive_before=before,
@@ -139,8 +139,7 @@ def _prompt(number: int) -> str:
 
 
 def _asked(entries: int) -> list[str]:
-    numbers = random.Random(1).sample(range(entries), min(_ASKED, entries))
-    return [_prompt(number) for number in numbers]
+    return [_prompt(number) for number in range(0, entries, max(1, entries // _ASKED))][:_ASKED]
 
 
 async def _load(cache: LLMCache, namespace: str, entries: int) -> None:
@@ -179,7 +178,7 @@ async def _timed(
     cache: LLMCache, prompts: list[str], stop: asyncio.Task[None] | None
 ) -> list[float]:
     """Return what look-ups took, in ms, until *stop* is done, or 2,000 of them."""
-    took_ms = []
+    took_ms: list[float] = []
     while len(took_ms) < 2_000 if stop is None else not stop.done():
         started_s = time.perf_counter()
         await cache.lookup_exact(prompts[len(took_ms) % len(prompts)])
@@ -191,7 +190,7 @@ async def _timed(
 
 async def _walk(
     cache: LLMCache, namespace: str, asked: list[str], quiet: list[float], started_s: float
-) -> dict[str, float | int]:
+) -> dict[str, Any]:
     walk = asyncio.create_task(cache._sweeper.settle())
     meanwhile = await _timed(cache, asked, stop=walk)
     walk_s = time.perf_counter() - started_s
@@ -212,26 +211,26 @@ def _p99(values: list[float]) -> float:
     return sorted(values)[int(0.99 * (len(values) - 1))]
 
 
-async def _start(
-    url: str, namespace: str, entries: int, number: int
-) -> asyncio.subprocess.Process:
+async def _start(url: str, namespace: str, entries: int) -> asyncio.subprocess.Process:
     worker = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "benchmarks.invalidation", "--redis-url", url),
         *("--read", namespace, "--entries", str(entries)),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
-    assert worker.stdout, number
-    await worker.stdout.readline()
+    await _lines(worker).readline()
     return worker
 
 
+def _lines(worker: asyncio.subprocess.Process) -> asyncio.StreamReader:
+    if worker.stdout is None:
+        raise RuntimeError("a reader was started without a pipe")
+    return worker.stdout
+
+
 async def _stop(worker: asyncio.subprocess.Process) -> tuple[float, int]:
-    assert worker.stdin
-    assert worker.stdout
-    worker.stdin.write(b"\n")
-    told = json.loads(await worker.stdout.readline())
-    await worker.wait()
+    printed, _ = await worker.communicate(b"\n")
+    told = json.loads(printed)
     return told["last_hit_s"], told["reads"]
 
 

@@ -70,9 +70,11 @@ async def explain(
     status, reason = CacheStatus.MISS, "no stored answer may be served"
     if any(neighbour.verdict == _SERVED for neighbour in neighbours):
         status, reason = CacheStatus.SEMANTIC, "a stored prompt means the same"
-    if found.entry is not None and call.terms.control.accepts(
-        max(0.0, now_s - found.entry.created_s)
+    if found.entry is not None and call.accepts_stale(
+        found.entry, now_s, for_s=config.stale_while_revalidate_s
     ):
+        status, reason = CacheStatus.STALE, "the answer to the same request is past its lifetime"
+    if found.entry is not None and call.accepts(found.entry, now_s):
         status, reason = CacheStatus.EXACT, "the same request was answered before"
     if config.shadow:
         status, reason = CacheStatus.MISS, "in shadow mode, the model is always asked"
@@ -133,10 +135,14 @@ async def _neighbours(
         if candidate == decision.to_verify:
             verdict = f"to be verified: {verdict}"
         if candidate in decision.served:
-            found = await exact.lookup(candidate.digest)
+            found, left_ms = await exact.lookup_for(
+                call.digest, candidate.digest, candidate.prompt or None, semantic.vectors.line
+            )
             if found.entry is None or found.entry.is_alias:
                 verdict = "answer gone"
-            elif not call.terms.control.accepts(max(0.0, now_s - found.entry.created_s)):
+            elif left_ms <= 0:
+                verdict = "rejected for this request"
+            elif not call.accepts(found.entry, now_s):
                 verdict = "older than the call allows"
             elif any(neighbour.verdict == _SERVED for neighbour in neighbours):
                 verdict = "a nearer one is served"

@@ -748,7 +748,8 @@ class LLMCache:
     async def invalidate_request(self, prompt: Prompt, **options: Any) -> Invalidation:
         """Invalidate the answer to this very request. Takes the arguments of `chat`.
 
-        Where that was promoted from another request's answer, it is that answer. Costs and raises as `invalidate` by key.
+        Where that was promoted from another request's answer, it is that answer. Costs and raises
+        as `invalidate` by key.
         """
         call, _ = self._plan_given(prompt, options)
         await self.open()

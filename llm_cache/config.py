@@ -78,8 +78,8 @@ class CacheConfig:
     """Seconds for which an answer past its lifetime is still served, while one worker asks the
     model anew in the background. Only for the very request that it is the answer to."""
     stale_if_error_s: float = 0.0
-    """Seconds for which an answer past its lifetime is served where the model fails: no connection,
-    a time-out, too many requests, or an error of the server; not where it refuses the request."""
+    """Seconds for which an answer past its lifetime is served where the model fails: for want of a
+    connection, a time-out, too many requests, an error of the server; not where it refuses."""
     sweep: bool = True
     """Whether what was invalidated is removed from Redis in the background. It is dead at once in
     any case; without it, its memory is given back when it expires."""

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from llm_cache.testing import FakeClock
+
 QUESTION = "What is the capital of France?"
 REPHRASED = "Tell me the capital city of France."
 OTHER = "What is the capital of Spain?"
@@ -87,3 +89,18 @@ async def test_scope_tells_who_shares(cache):
     other = await cache.explain(QUESTION, tenant="acme")
     assert mine.scope == same.scope != other.scope
     assert mine.key != same.key
+
+
+async def test_stale_and_rejected_answers_are_told_as_such(make_cache, embedder):
+    clock = FakeClock()
+    embedder.similar(QUESTION, REPHRASED, 0.95)
+    cache = make_cache(clock=clock, ttl_s=10, stale_while_revalidate_s=10)
+    key = (await cache.chat(QUESTION)).key
+    await cache.reject(key, REPHRASED)
+    await cache.chat(QUESTION)
+    (neighbour,) = (await cache.explain(REPHRASED)).neighbours
+    assert neighbour.verdict == "rejected for this request"
+    clock.advance(15)
+    assert (await cache.explain(QUESTION)).status == "stale"
+    clock.advance(10)
+    assert (await cache.explain(QUESTION)).status == "miss"

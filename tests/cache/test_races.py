@@ -183,11 +183,11 @@ async def killed_at_any_moment(
         await victim.wait()
         if number < rounds - 2:
             workers[number % 2] = await start(STORER, redis_url, namespace, f"{number}.")
-    lasting = []
-    async for name in redis.scan_iter(f"{namespace}:*", count=1_000):
-        if await redis.pttl(name) == -1 and not _may_last(name, namespace):
-            lasting.append(name)
-    return lasting
+    return [
+        name
+        async for name in redis.scan_iter(f"{namespace}:*", count=1_000)
+        if await redis.pttl(name) == -1 and not _may_last(name, namespace)
+    ]
 
 
 def _may_last(name: bytes, namespace: str) -> bool:

@@ -33,10 +33,14 @@ async def test_entries_of_dead_answers_are_none(answers, put, epochs):
 
 
 async def test_removal_takes_all_keys_and_all_aliases(answers, put, redis, keys, namespace):
+    await redis.execute_command(
+        *("FT.CREATE", keys.index(SPACE), "PREFIX", 1, keys.entry_prefix(SPACE)),
+        *("SCHEMA", "scope", "TAG"),
+    )
     await put(A)
     await put(B)
     assert await answers.copy(A, C)
-    await answers.remove([A, B], [SPACE])
+    await answers.remove([A, B])
     left = {name async for name in redis.scan_iter(f"{namespace}:*")}
     assert left == {keys.epoch.encode(), keys.purges.encode()}
 

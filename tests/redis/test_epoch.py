@@ -205,7 +205,7 @@ async def test_lines_are_kept_for_as_long_as_an_answer_may_live_that_they_reach(
     epochs, redis, keys
 ):
     await epochs.current(None)
-    await epochs.remember_for(1_000 * 3_600)
+    await epochs.remember_for(3_600_000)
     seconds, micros = await redis.time()
 
     def moment(ago_s: float) -> str:

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from llm_cache._redis.sliding import Sliding
-from llm_cache.errors import StoreUnavailable
+from llm_cache.errors import StoreError, StoreUnavailable
 from llm_cache.testing import FakeClock
 
 SPACE = "space"
@@ -37,7 +37,7 @@ async def test_all_keys_of_an_answer_live_on_together(sliding, put, redis, keys,
 
 @pytest.mark.parametrize(("end_s", "expected_s"), [(50, 50), (5, 10)])
 async def test_life_ends_where_it_must_and_is_never_shortened(
-    sliding, put, redis, keys, clock, end_s, expected_s
+    sliding, put, *, redis, keys, clock, end_s, expected_s
 ):
     await put(DIGEST, ttl_s=10)
     sliding.prolong(DIGEST, clock() + end_s, ttl_s=100)
@@ -62,7 +62,7 @@ async def test_many_hits_travel_together(sliding, redis, clock):
 
 
 async def test_outage_is_told_and_harms_nobody(connection, keys, clock):
-    told = []
+    told: list[StoreError] = []
     sliding = Sliding(connection, keys, spaces=list, clock=clock, failed=told.append)
 
     async def fail(operation):
