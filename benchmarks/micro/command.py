@@ -82,7 +82,8 @@ def run(arguments: argparse.Namespace) -> int:
         return asyncio.run(work)
     import uvloop
 
-    return uvloop.run(work)
+    status: int = uvloop.run(work)
+    return status
 
 
 async def _run(names: Sequence[str], settings: Settings, folder: Path | None) -> int:
