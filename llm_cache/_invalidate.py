@@ -188,7 +188,7 @@ class Invalidator:
     async def by_key(
         self, key: str, *, tenant_id: str | Anyone | None, dry_run: bool
     ) -> Invalidation:
-        """Invalidate one answer, and what was made from it. Four round trips, or six.
+        """Invalidate one answer, and what was made from it. Five to seven round trips.
 
         For the key of an alias, the answer that it is a copy of.
 
@@ -252,8 +252,6 @@ class Invalidator:
         """
         _check_pattern(pattern)
         matches = matcher(pattern)
-        if limit is not None and limit < 1:
-            raise InvalidRequest(f"limit must be a whole number above 0; got {limit!r}")
         is_complete = not await self._answers.has_unindexed()
         if not is_complete and not allow_partial:
             raise PartialInvalidation(
@@ -296,8 +294,8 @@ class Invalidator:
     async def reject(self, key: str, requests: Sequence[str] = ()) -> Invalidation:
         """Remove an answer with all that led to it, and serve it to none of those again.
 
-        Seven round trips. *requests* are digests that it was served to besides. Raises as `by_key`
-        does.
+        Up to eleven round trips. *requests* are digests that it was served to besides. Raises as
+        `by_key` does.
         """
         named = self._digest(key)
         digest, _ = await self._origin(named)

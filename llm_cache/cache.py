@@ -687,8 +687,8 @@ class LLMCache:
         except where said otherwise. What is dead is removed in the background.
 
         Args:
-            key: One answer, as `reply.key` has it, and what was made from it. Four round trips,
-                six for the key of an alias.
+            key: One answer, as `reply.key` has it, and what was made from it. Five to seven
+                round trips.
             tag: Those with this tag.
             dependency: Those made from it, of whatever version unless one is named, and those
                 made from these in their turn.
@@ -770,7 +770,7 @@ class LLMCache:
 
         *key* is `reply.key`, or the key of a request that the answer was served to. The requests
         it was served to are remembered, so that a new answer to the original one is not served to
-        them; with *prompt* and the arguments of `chat`, that one too. Up to ten round trips.
+        them; with *prompt* and the arguments of `chat`, that one too. Up to eleven round trips.
 
         Raises:
             InvalidRequest: *key* is not the key of an answer in this namespace.

@@ -409,6 +409,21 @@ async def test_pattern_tells_of_answers_without_prompts(make_cache):
             await cache.invalidate(pattern="*capital*")
 
 
+async def test_exact_answer_whose_prompt_is_not_kept_is_reached_by_whoever_asks(make_cache):
+    cache = make_cache(store_prompts=False, guards=False)
+    await cache.chat(QUESTION)
+    assert not (await cache.invalidate(pattern="what*", allow_partial=True)).complete
+    assert await cache.lookup_exact(QUESTION) is None
+
+
+async def test_worker_without_the_semantic_layer_reaches_what_others_stored(make_cache):
+    cache = make_cache()
+    await cache.chat(QUESTION)
+    assert (await make_cache(semantic=False).invalidate(pattern="what*")).reached == 1
+    assert await cache.lookup_exact(QUESTION) is None
+    assert await cache.lookup_semantic(QUESTION) is None
+
+
 async def test_pattern_that_stops_early_leaves_no_cursor_behind(cache, redis):
     for i in range(6):
         await cache.chat(f"question {i}")
