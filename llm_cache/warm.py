@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import csv
 import json
-import math
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -37,6 +36,7 @@ from llm_cache.errors import (
     LLMCacheError,
 )
 from llm_cache.reply import ChatReply
+from llm_cache.tokens import estimate_tokens
 
 CountTokens = Callable[[str, str], int]
 """Counts the tokens of a text, as the named model does."""
@@ -54,7 +54,6 @@ _MOST_FAILURES_TOLD = 1_000
 _LOOKUPS_TOGETHER = 64
 _ASSUMED_ANSWER_TOKENS = 300
 _TOKENS_PER_MESSAGE = 4
-_CHARS_PER_TOKEN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,8 +294,7 @@ def _prompt_tokens(request: ChatRequest, count: CountTokens) -> int:
 
 
 def _count_roughly(text: str, _model: str) -> int:
-    # Scripts beyond ASCII take more tokens a sign, and more bytes.
-    return math.ceil(len(text.encode("utf-8", "replace")) / _CHARS_PER_TOKEN)
+    return estimate_tokens(text)
 
 
 def _portions(calls: Iterable[WarmCall], size: int) -> Iterator[list[WarmCall]]:

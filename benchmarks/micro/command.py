@@ -13,6 +13,7 @@ from benchmarks.micro import (
     concurrent,
     exact,
     growth,
+    hooks,
     imports,
     lag,
     line,
@@ -41,7 +42,7 @@ from llm_cache import CacheConfig, LLMCache, LocalEmbedder
 REGISTRY: dict[str, Micro] = {
     module.BENCHMARK.name: module.BENCHMARK
     for module in (
-        *(exact, concurrent, semantic, store, memory, imports, recall, stream, lag),
+        *(exact, hooks, concurrent, semantic, store, memory, imports, recall, stream, lag),
         *(line, peers, plans, variants, salting, growth),
     )
 }

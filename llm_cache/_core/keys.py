@@ -6,6 +6,7 @@ import hmac
 import re
 from base64 import b32encode
 from binascii import b2a_base64
+from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -157,6 +158,14 @@ class Keys:
     def refs(self, digest: str) -> str:
         """Key of the aliases of an answer (set). Its semantic entry follows from its digest."""
         return f"{self.namespace}:refs:{{{digest}}}"
+
+    def belongings(self, digest: str, spaces: Iterable[str]) -> list[str]:
+        """Keys of an answer, of its list of aliases, and of its entries in the vector *spaces*.
+
+        All in one slot, the answer first and the list of aliases second.
+        """
+        entries = [self.entry(space, digest) for space in spaces]
+        return [self.answer(digest), self.refs(digest), *entries]
 
     def lease(self, digest: str) -> str:
         """Key of who is making the answer of *digest* (string)."""

@@ -98,7 +98,7 @@ class Answers:
         """Remove answers with their aliases and what leads to them. Three round trips."""
         spaces = await self.spaces()
         references = await _REMOVE.run_each(
-            self._connection, ((self._keys_of(digest, spaces), ()) for digest in digests)
+            self._connection, ((self._keys.belongings(digest, spaces), ()) for digest in digests)
         )
         aliases = [alias for names in references for alias in names]
         if aliases:
@@ -107,10 +107,6 @@ class Answers:
             for alias in aliases:
                 pipeline.unlink(alias)
             await self._connection.run(pipeline.execute())
-
-    def _keys_of(self, digest: str, spaces: Sequence[str]) -> list[str]:
-        entries = [self._keys.entry(space, digest) for space in spaces]
-        return [self._keys.answer(digest), self._keys.refs(digest), *entries]
 
     async def reject(self, origin: str, requests: Sequence[str]) -> None:
         """Remember that the answer *origin* is wrong for *requests*. One round trip, or none."""

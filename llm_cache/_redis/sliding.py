@@ -66,7 +66,7 @@ class Sliding:
             some = pending[start : start + _AT_ONCE]
             pipeline = self._connection.client.pipeline(transaction=False)
             for digest, until_ms in some:
-                for key in self._keys_of(digest):
+                for key in self._keys.belongings(digest, self._spaces()):
                     # Never earlier: another worker may have said later.
                     pipeline.pexpireat(key, until_ms, gt=True)
             try:
@@ -78,7 +78,3 @@ class Sliding:
                 # Unless it was hit again meanwhile.
                 if self._until_ms.get(digest) == until_ms:
                     del self._until_ms[digest]
-
-    def _keys_of(self, digest: str) -> list[str]:
-        entries = [self._keys.entry(space, digest) for space in self._spaces()]
-        return [self._keys.answer(digest), self._keys.refs(digest), *entries]

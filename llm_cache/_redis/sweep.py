@@ -187,8 +187,7 @@ class Sweeper:
         await _HOLD.run(self._connection, [self._keys.sweep], [name, _ms(for_s)])
 
     def _removal(self, stored: Stored) -> tuple[list[str], list[bytes]]:
-        keys = [self._keys.answer(stored.digest), self._keys.refs(stored.digest)]
-        keys += [self._keys.entry(space, stored.digest) for space in self._spaces()]
+        keys = self._keys.belongings(stored.digest, self._spaces())
         return keys, [stored.start[:HEADER_BYTES]]
 
     async def _answers(self) -> AsyncIterator[list[Stored]]:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -31,6 +32,19 @@ def cli() -> Callable[..., Result]:
         *args: str, stdin: str | None = None, env: Mapping[str, str | None] | None = None
     ) -> Result:
         return CliRunner().invoke(make_app(), args, input=stdin, env={**NOT_SET, **(env or {})})
+
+    return run
+
+
+@pytest.fixture
+def run(
+    cli: Callable[..., Result], redis_url: str, namespace: str, service: dict[str, str]
+) -> Any:
+    """Run a command on the Redis and the service of this test."""
+
+    def run(command: str, *args: str, **options: Any) -> Result:
+        options.setdefault("env", service)
+        return cli(command, "--redis-url", redis_url, "--namespace", namespace, *args, **options)
 
     return run
 

@@ -15,17 +15,6 @@ REPHRASED = "what is the capital of france"
 
 
 @pytest.fixture
-def run(cli, redis_url, namespace, service):
-    """Run a command on the Redis and the service of this test."""
-
-    def run(command, *args, **options):
-        options.setdefault("env", service)
-        return cli(command, "--redis-url", redis_url, "--namespace", namespace, *args, **options)
-
-    return run
-
-
-@pytest.fixture
 def explain(run):
     """Return what is explained, as JSON."""
 

@@ -12,15 +12,6 @@ REPHRASED = "what is the capital of france"
 
 
 @pytest.fixture
-def run(cli, redis_url, namespace, service):
-    def run(command, *args, **options):
-        options.setdefault("env", service)
-        return cli(command, "--redis-url", redis_url, "--namespace", namespace, *args, **options)
-
-    return run
-
-
-@pytest.fixture
 def key(run):
     """The key of an answer that has an alias."""
     first = json.loads(run("chat", "--json", "--ttl", "3600", QUESTION).stdout)

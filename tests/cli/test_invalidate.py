@@ -10,15 +10,6 @@ import pytest
 QUESTION = "What is the capital of France?"
 
 
-@pytest.fixture
-def run(cli, redis_url, namespace, service):
-    def run(command, *args, **options):
-        options.setdefault("env", service)
-        return cli(command, "--redis-url", redis_url, "--namespace", namespace, *args, **options)
-
-    return run
-
-
 def status(run: Any, *args: str) -> tuple[str, str]:
     told = json.loads(run("chat", "--json", "--no-semantic", *args, QUESTION).stdout)
     return told["status"], told["key"]

@@ -21,15 +21,6 @@ QUESTION = "What is the capital of France?"
 
 
 @pytest.fixture
-def run(cli, redis_url, namespace, service):
-    def run(command, *args, **options):
-        options.setdefault("env", service)
-        return cli(command, "--redis-url", redis_url, "--namespace", namespace, *args, **options)
-
-    return run
-
-
-@pytest.fixture
 def waiting(run, redis_url, namespace):
     """Three recorded pairs: a hit, and two near misses; returns how many still wait."""
     key = json.loads(run("chat", "--json", QUESTION).stdout)["key"]

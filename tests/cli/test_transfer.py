@@ -12,17 +12,6 @@ REPHRASED = "what is the capital of france"
 
 
 @pytest.fixture
-def run(cli, redis_url, namespace, service):
-    """Run a command on the first Redis."""
-
-    def run(command, *args, **options):
-        options.setdefault("env", service)
-        return cli(command, "--redis-url", redis_url, "--namespace", namespace, *args, **options)
-
-    return run
-
-
-@pytest.fixture
 def there(cli, own_redis, service):
     """Run a command on the second one."""
 

@@ -10,15 +10,6 @@ NOBODY = {"OPENAI_BASE_URL": "http://127.0.0.1:1/v1", "OPENAI_API_KEY": "x"}
 
 
 @pytest.fixture
-def run(cli, redis_url, namespace, service):
-    def run(command, *args, **options):
-        options.setdefault("env", service)
-        return cli(command, "--redis-url", redis_url, "--namespace", namespace, *args, **options)
-
-    return run
-
-
-@pytest.fixture
 def file(tmp_path):
     path = tmp_path / "prompts.csv"
     path.write_text("prompt,tenant\nWhat is 1 + 1?,\nWhat is 2 + 2?,acme\n")
