@@ -116,7 +116,7 @@ class Sealed:
             blob, begin = self._blob, _HEADER.size + self._details_bytes
             try:
                 body = packing.unpack(blob[1] >> _PACKED_SHIFT, blob[begin:])
-                self._answer = _decoder.decode(body.decode())
+                self._answer = _parse(body)
             except (ValueError, RecursionError) as error:
                 raise CorruptEntry(_UNREADABLE) from error
         return self._answer
@@ -216,6 +216,15 @@ def decode_entry(blob: bytes, digest: str) -> Entry | None:
     """Return what `open_sealed` does, read to its end. Raises as it and `Sealed.open` do."""
     sealed = open_sealed(blob, digest)
     return None if sealed is None else sealed.open()
+
+
+def _parse(body: bytes) -> Json:
+    # `decode` would look for white space around it, which takes as long as a short answer.
+    text = body.decode()
+    answer, end = _decoder.raw_decode(text)
+    if end != len(text):
+        raise ValueError("there is something behind the answer")
+    return answer
 
 
 def _checksum(start: bytes, rest: bytes | memoryview, digest: str) -> int:
