@@ -86,6 +86,8 @@ def _first_objection(new: Signature, cached: Signature, difference: _Difference)
     for name, objects in _GUARDS:
         if objects(new, cached, difference):
             return name
+    if _substituted(new, cached, difference):
+        return _CONSTRAINT if _governed(new, cached, difference) else _RELATION
     return None
 
 
@@ -448,9 +450,7 @@ def _asks(new: Signature, cached: Signature, difference: _Difference) -> bool:
 
 
 def _governed(new: Signature, cached: Signature, difference: _Difference) -> bool:
-    """Whether the prompts are equal but for the object of an "in", "for" or "with"."""
-    if not _substituted(new, cached, difference):
-        return False
+    """Whether what differs is the object of an "in", "for" or "with"."""
     roles = {role for role, word in new.roles if word in difference.new} - {"OF"}
     return any(role in roles and word in difference.cached for role, word in cached.roles)
 
@@ -474,8 +474,10 @@ def _substituted(new: Signature, cached: Signature, difference: _Difference) -> 
     return len(apart) == 1 and load().verbs.union(content, other).issuperset(apart[0])
 
 
+_CONSTRAINT: Final = "constraint"
+_RELATION: Final = "relation"
 _Guard = Callable[[Signature, Signature, _Difference], bool]
-# In the order in which they are asked: the most telling reason first.
+# In the order in which they are asked, the most telling reason first; last comes `_substituted`.
 _GUARDS: Final[tuple[tuple[str, _Guard], ...]] = (
     ("length", _length),
     ("language", _language),
@@ -486,10 +488,8 @@ _GUARDS: Final[tuple[tuple[str, _Guard], ...]] = (
     ("antonyms", _antonyms),
     ("names", _names),
     ("order", _order),
-    ("constraint", _constraint),
-    ("relation", _asks),
-    ("constraint", _governed),
-    ("relation", _substituted),
+    (_CONSTRAINT, _constraint),
+    (_RELATION, _asks),
 )
 VERSION: Final = 1
 """Grows when guards object to other pairs than before: policies that weigh them are then void."""

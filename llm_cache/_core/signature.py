@@ -70,13 +70,14 @@ def analyse(text: str, *, most_tokens: int = _READ_TOKENS) -> Signature:
     written, unread = _tokens(text, most_tokens)
     lexicon = load()
     reader = _Reader(written, lexicon)
+    language = _language(reader.lower, lexicon, is_ascii=text.isascii())
     reader.read()
     spans = _CODE.findall(text) if "`" in text else ()
     return reader.signature(
         unread,
         code=_digest("\x1f".join(spans)) if spans else b"",
         symbols="" if text.isascii() else _symbols(text),
-        language=_language(written, lexicon),
+        language=language,
     )
 
 
@@ -187,20 +188,23 @@ def _symbols(text: str) -> str:
 _SYMBOL_CATEGORIES: Final = frozenset(("So", "Sm"))
 
 
-def _language(written: Sequence[str], lexicon: Lexicon) -> str:
+def _language(lower: Sequence[str], lexicon: Lexicon, *, is_ascii: bool) -> str:
     """Return the language that most of the telling words belong to; English where none tells."""
+    if is_ascii and lexicon.foreign.keys().isdisjoint(lower):
+        return LISTED_LANGUAGE
     counts: Counter[str] = Counter()
-    for token in written:
-        if token[0] > "\u024f":
+    words = [word for word in lower if word]
+    for word in words:
+        if word[0] > "\u024f":
             # One word of another script may be a name or a sign; a whole sentence may be one word.
-            counts[_script(token[0])] += min(len(token), 2)
+            counts[_script(word[0])] += min(len(word), 2)
         else:
-            counts.update(lexicon.foreign.get(token.lower(), ()))
+            counts.update(lexicon.foreign.get(word, ()))
     del counts[""]
     if not counts:
         return LISTED_LANGUAGE
     language, most = max(counts.items(), key=lambda item: (item[1], item[0]))
-    listed = sum([lexicon.entry(token.lower())[0] <= _NEGATOR for token in written])
+    listed = sum([lexicon.entry(word)[0] <= _NEGATOR for word in words])
     return language if most > max(listed, 1) else LISTED_LANGUAGE
 
 
@@ -333,15 +337,16 @@ class _Reader:
     """Walks over the tokens of one prompt and collects its signature."""
 
     __slots__ = (
-        "_asks", "_at", "_capitalised", "_governing", "_initial", "_lexicon", "_lower", "_names",
+        "_asks", "_at", "_capitalised", "_governing", "_initial", "_lexicon", "_names",
         "_negations", "_numbers", "_role", "_roles", "_title", "_tokens", "_written",
+        "lower",
     )  # fmt: skip
 
     def __init__(self, written: list[str], lexicon: Lexicon) -> None:
         self._lexicon = lexicon
         # Padded, so that the neighbours of any word can be looked at; `_at` is the next to read.
         self._written = ["", *written, "", ""]
-        self._lower = [token.lower() for token in self._written]
+        self.lower = [token.lower() for token in self._written]
         self._at = 1
         self._tokens: list[str] = []
         self._numbers: list[str] = []
@@ -359,7 +364,7 @@ class _Reader:
 
     def read(self) -> None:
         entries = self._lexicon.entries
-        lower, written = self._lower, self._written
+        lower, written = self.lower, self._written
         at, end = 1, len(lower) - 2
         while at < end:
             word = lower[at]
@@ -402,7 +407,7 @@ class _Reader:
 
     def _phrase(self, ways: tuple[Phrase, ...]) -> bool:
         """Take in the first of *ways* to go on that the text takes, if any."""
-        lower, at = self._lower, self._at
+        lower, at = self.lower, self._at
         for tail, instead in ways:
             if tuple(lower[at : at + len(tail)]) == tail:
                 self._at += len(tail)
@@ -463,7 +468,7 @@ class _Reader:
         if kind == _FRAME:
             return
         if kind == Kind.PREPOSITION:
-            infinitive = word == "to" and self._lower[self._at - 2] in _BEFORE_AN_INFINITIVE
+            infinitive = word == "to" and self.lower[self._at - 2] in _BEFORE_AN_INFINITIVE
             self._role = "" if infinitive else canonical
         elif kind == Kind.QUESTION:
             self._question(word)
@@ -486,7 +491,7 @@ class _Reader:
             return True
         if word in _INDEPENDENT:
             return False
-        lexicon, lower, at = self._lexicon, self._lower, self._at
+        lexicon, lower, at = self._lexicon, self.lower, self._at
         canonical = ""
         for _ in range(_BETWEEN):
             kind, canonical, _ = lexicon.entry(lower[at])
@@ -503,7 +508,7 @@ class _Reader:
 
     def _question(self, word: str) -> None:
         questions = self._lexicon.questions
-        kind = questions.get((word, self._lower[self._at])) or questions.get((word, ""), "-")
+        kind = questions.get((word, self.lower[self._at])) or questions.get((word, ""), "-")
         if kind != "-":
             self._asks.append(kind)
 
@@ -558,7 +563,7 @@ class _Reader:
             self._tokens.append(_ELIDED[suffix])
 
     def _perhaps_month(self, word: str, written: str) -> None:
-        before, after = self._lower[self._at - 2], self._lower[self._at]
+        before, after = self.lower[self._at - 2], self.lower[self._at]
         if (
             before in _BEFORE_A_MONTH
             or before in _ORDINAL_ENDINGS
@@ -580,7 +585,7 @@ class _Reader:
 
     def _number(self) -> None:
         """Take in the number that ends or begins with the word just read."""
-        at, lower = self._at - 1, self._lower
+        at, lower = self._at - 1, self.lower
         before = lower[at - 1]
         if lower[at] == "second" and before in _BEFORE_A_SECOND:
             self._place("sec")
