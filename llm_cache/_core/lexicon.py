@@ -130,9 +130,8 @@ _LAST_LETTERS: Final = frozenset(ending[-1] for ending, _, _ in _ENDINGS)
 def stem(word: str) -> str:
     """Fold the regular inflections and the British spellings of an English word into one key.
 
-    The most recent words are remembered: those of one service recur, and stemming is a fifth of
-    what reading a prompt takes. The key is for comparing, not for showing. Endings that change the meaning (-er, -able, -less)
-    stay.
+    The key is for comparing, not for showing. Endings that change the meaning (-er, -able, -less)
+    stay. The latest words are remembered: those of one service recur.
     """
     if not 3 < len(word) <= _LONGEST_WORD or word in _UNINFLECTED:
         return word

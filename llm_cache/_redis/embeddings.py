@@ -79,8 +79,9 @@ def _decode(blob: bytes | None, dimensions: int) -> Vector | None:
     if blob is None or len(blob) != 2 * dimensions:
         return None
     vector: Vector = np.frombuffer(blob, dtype="<f2").astype(np.float32)
-    norm = float(np.linalg.norm(vector))
-    # What we wrote has unit length but for rounding. The comparison is false for NaN, too.
+    # What we wrote has unit length but for rounding. Damaged bytes may be infinite, or no number.
+    with np.errstate(all="ignore"):
+        norm = float(np.linalg.norm(vector))
     if not abs(norm - 1) < _NORM_TOLERANCE:
         return None
     return vector / np.float32(norm)

@@ -134,8 +134,10 @@ async def test_invalidation_by_pattern_reaches_encrypted_prompts(encrypted):
 async def test_inspection_shows_what_is_stored_to_those_who_have_the_key(encrypted, make_cache):
     reply = await encrypted.chat(QUESTION)
     seen = await inspect_stored(encrypted, reply.key)
+    assert seen is not None
     assert (seen.status, [part.prompt for part in seen.semantic]) == ("alive", [QUESTION])
     stranger = await inspect_stored(make_cache(encryption_keys=[NEWER]), reply.key)
+    assert stranger is not None
     assert (stranger.status, stranger.semantic, stranger.answer) == ("foreign", (), None)
 
 
