@@ -455,13 +455,17 @@ def _governed(new: Signature, cached: Signature, difference: _Difference) -> boo
     return any(role in roles and word in difference.cached for role, word in cached.roles)
 
 
+# How many words may stand together in the place of others: "desktop computer" for "laptop".
+_PHRASE: Final = 2
+
+
 def _substituted(new: Signature, cached: Signature, difference: _Difference) -> bool:
-    """Whether the prompts are equal but for a word that says what is asked.
+    """Whether the prompts are equal but for a word or two that say what is asked.
 
     Of more words only when each stands exactly in the place of another.
     """
     content, other = difference.new_content, difference.cached_content
-    if len(content) == len(other) == 1:
+    if 0 < len(content) <= _PHRASE and 0 < len(other) <= _PHRASE:
         a, b = _middles(_bones(new), _bones(cached))
         if content.issuperset(a) and other.issuperset(b):
             return True
@@ -491,7 +495,7 @@ _GUARDS: Final[tuple[tuple[str, _Guard], ...]] = (
     (_CONSTRAINT, _constraint),
     (_RELATION, _asks),
 )
-VERSION: Final = 1
+VERSION: Final = 2
 """Grows when guards object to other pairs than before: policies that weigh them are then void."""
 
 REASONS: Final = tuple(dict.fromkeys(name for name, _ in _GUARDS))

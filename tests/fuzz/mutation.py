@@ -13,7 +13,7 @@ Draw = random.Random
 
 def flip_bits(draw: Draw, value: bytes, _: Sequence[bytes]) -> bytes:
     changed = bytearray(value)
-    for _ in range(draw.choice((1, 1, 1, 2, 8))):
+    for _flip in range(draw.choice((1, 1, 1, 2, 8))):
         if changed:
             changed[draw.randrange(len(changed))] ^= 1 << draw.randrange(8)
     return bytes(changed)

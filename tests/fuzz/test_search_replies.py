@@ -61,14 +61,16 @@ def damaged(draw: random.Random, reply: Any) -> Any:
     """
     if not isinstance(reply, list) or draw.random() < 0.1:
         return broken(draw, reply) if isinstance(reply, dict) else draw.choice(JUNK)
-    pairs = [list(pair) for pair in zip(reply[1::2], reply[2::2], strict=True)]
-    parts = broken(draw, [reply[:1], *pairs])
+    rows: list[Any] = list(zip(reply[1::2], reply[2::2], strict=True))
+    at = draw.randrange(len(rows))
+    rows[at] = (rows[at][0], broken(draw, rows[at][1]))
+    parts = broken(draw, [(reply[0],), *rows]) if draw.random() < 0.5 else [(reply[0],), *rows]
     if not isinstance(parts, list):
         return parts
-    flat = [part for row in parts for part in (row if isinstance(row, list) else [row])]
+    flat = [part for row in parts for part in (row if isinstance(row, tuple) else [row])]
     if flat and draw.random() < 0.3:
-        at = draw.randrange(len(flat))
-        flat[at : at + draw.choice((0, 1))] = [draw.choice(JUNK)] * draw.choice((0, 1))
+        start = draw.randrange(len(flat))
+        flat[start : start + draw.choice((0, 1))] = [draw.choice(JUNK)] * draw.choice((0, 1))
     return flat
 
 
@@ -93,7 +95,7 @@ def store(cipher: Cipher | None) -> VectorStore:
 @pytest.mark.parametrize("protocol", [2, 3])
 @pytest.mark.parametrize("count", SIZES)
 async def test_broken_reply_yields_entries_of_the_scope_or_an_error_of_ours(protocol, count):
-    vector = np.ones(4, dtype=np.float32) / 2
+    vector = np.full(4, 0.5, dtype=np.float32)
     intact, policy = reply_of(protocol, None), ThresholdPolicy(0.5)
     for seed in range(count):
         draw = random.Random(seed)
@@ -125,20 +127,27 @@ async def test_parts_of_one_row_in_another_do_not_pass_where_prompts_are_encrypt
 
 
 def shuffled(draw: random.Random, reply: Any) -> Any:
-    """Return *reply* with fields of its rows exchanged."""
-    if isinstance(reply, list):
-        rows = [list(row) for row in reply[2::2]]
-        names, at = list(reply[1::2]), draw.choice((0, 1, 3, 5))
-        i, j = draw.sample(range(len(rows)), 2)
-        one, two = (rows[i], rows[j]) if at else (names, names)
-        k, m = (at, at) if at else (i, j)
-        one[k], two[m] = two[m], one[k]
-        return [reply[0], *(part for pair in zip(names, rows, strict=True) for part in pair)]
-    rows = [dict(row) for row in reply[b"results"]]
-    found = [dict(row[b"extra_attributes"]) for row in rows]
+    """Return *reply* with names or fields of its rows exchanged."""
+    return _shuffled_rows(draw, reply) if isinstance(reply, dict) else _shuffled_list(draw, reply)
+
+
+def _shuffled_list(draw: random.Random, reply: list[Any]) -> list[Any]:
+    names, rows = list(reply[1::2]), [list(row) for row in reply[2::2]]
+    i, j = draw.sample(range(len(rows)), 2)
+    if at := draw.choice((0, 1, 3, 5)):
+        rows[i][at], rows[j][at] = rows[j][at], rows[i][at]
+    else:
+        names[i], names[j] = names[j], names[i]
+    return [reply[0], *(part for pair in zip(names, rows, strict=True) for part in pair)]
+
+
+def _shuffled_rows(draw: random.Random, reply: dict[bytes, Any]) -> dict[bytes, Any]:
+    found = [dict(row[b"extra_attributes"]) for row in reply[b"results"]]
+    rows = [
+        {**row, b"extra_attributes": fields}
+        for row, fields in zip(reply[b"results"], found, strict=True)
+    ]
     name = draw.choice((b"id", b"scope", b"distance", b"prompt"))
     one, two = draw.sample(rows if name == b"id" else found, 2)
     one[name], two[name] = two[name], one[name]
-    for row, attributes in zip(rows, found, strict=True):
-        row[b"extra_attributes"] = attributes
     return {**reply, b"results": rows}
