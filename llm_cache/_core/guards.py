@@ -12,12 +12,12 @@ in the place of another still count, opposites do not: `Comparison.is_listed` sa
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from llm_cache._core.lexicon import load
-from llm_cache._core.signature import Signature, analyse, pack, unpack
+from llm_cache._core.signature import Signature, analyse, pack, translated, unpack, veil
 
 __all__ = [
     "REASONS",
@@ -69,6 +69,8 @@ class Comparison:
 
 def compare(new: Signature, cached: Signature) -> Comparison:
     """Return what the words of two prompts say; takes about 10 µs."""
+    if cached.is_veiled:
+        cached = _unveiled(cached, new)
     difference = _difference(new, cached)
     longer = max(len(new.tokens), len(cached.tokens))
     return Comparison(
@@ -78,6 +80,23 @@ def compare(new: Signature, cached: Signature) -> Comparison:
         length_ratio=min(len(new.tokens), len(cached.tokens)) / longer if longer else 1.0,
         is_listed=new.is_listed and cached.is_listed,
     )
+
+
+def _unveiled(veiled: Signature, new: Signature) -> Signature:
+    """Return *veiled* with the words of *new*, and those opposed to them, for their hashes."""
+    known = {veil(word): word for word in (*new.tokens, *new.numbers)}
+    hidden = {word for word in veiled.tokens if "?" in word} - known.keys()
+    if hidden:
+        own = [word for token, word in known.items() if "?" in token]
+        opposed = {veil(word): word for other in own for word in _relatives(other) if word}
+        known.update((hash_, word) for hash_, word in opposed.items() if hash_ in hidden)
+    return translated(veiled, known)
+
+
+def _relatives(word: str) -> Iterator[str]:
+    """Yield the words that the guard of antonyms would find opposed to *word* by their letters."""
+    yield from _opposites(word)
+    yield from [prefix + word for prefix in _PREFIXES]
 
 
 def _first_objection(new: Signature, cached: Signature, difference: _Difference) -> str | None:
@@ -223,17 +242,27 @@ _OPPOSITE_PREFIXES: Final = (
     ("pro", "anti"),
     ("step", "grand"),
 )
-_COUNTERPARTS: Final = (*_OPPOSITE_PREFIXES, *((b, a) for a, b in _OPPOSITE_PREFIXES))
-_COUNTER_PREFIXES: Final = tuple(prefix for prefix, _ in _COUNTERPARTS)
+# What may stand in the place of each of them; the first prefixes fall away.
+_INSTEAD: Final[Mapping[str, Sequence[str]]] = {
+    prefix: [
+        *([""] if prefix in _PREFIXES else []),
+        *[b for a, b in _OPPOSITE_PREFIXES if a == prefix],
+        *[a for a, b in _OPPOSITE_PREFIXES if b == prefix],
+    ]
+    for prefix in (*_PREFIXES, *[prefix for pair in _OPPOSITE_PREFIXES for prefix in pair])
+}
+_PREFIX_SIZES: Final = tuple(sorted({len(prefix) for prefix in _INSTEAD}))
+_TURNING: Final = tuple(_INSTEAD)
+_SUFFIXES: Final = ("ful", "les")
 
 
 def _antonyms(_: Signature, __: Signature, difference: _Difference) -> bool:
     new, cached = difference.new, difference.cached
     if not new or not cached:
         return False
-    if _opposed(load().antonyms, new, cached) or _counterparts(new, cached):
+    if _opposed(load().antonyms, new, cached):
         return True
-    if _prefixed(new, cached) or _prefixed(cached, new):
+    if _turned_round(new, cached) or _turned_round(cached, new):
         return True
     # Particles are too common to mean anything unless nothing else differs.
     only_function_words = all(token.isupper() for token in (*new, *cached))
@@ -252,27 +281,26 @@ def _opposed(
     return False
 
 
-def _prefixed(words: Iterable[str], others: frozenset[str]) -> bool:
-    return any(
-        word.removeprefix(prefix) in others
-        for word in words
-        if word.startswith(_PREFIXES)
-        for prefix in _PREFIXES
-    )
-
-
-def _counterparts(words: Iterable[str], others: frozenset[str]) -> bool:
-    """Whether a word and another differ only in "up-" and "down-", "-ful" and "-less"."""
+def _turned_round(words: Iterable[str], others: frozenset[str]) -> bool:
+    """Whether a word is another without its "un-", or with "up-" for its "down-"."""
     for word in words:
-        if word.startswith(_COUNTER_PREFIXES):
-            for this, that in _COUNTERPARTS:
-                if word.startswith(this) and that + word[len(this) :] in others:
+        if word.startswith(_TURNING) or word.endswith(_SUFFIXES):
+            for opposite in _opposites(word):
+                if opposite in others:
                     return True
-        if word.endswith("ful") and f"{word[:-3]}les" in others:
-            return True
-        if word.endswith("les") and f"{word[:-3]}ful" in others:
-            return True
     return False
+
+
+def _opposites(word: str) -> list[str]:
+    """Return what *word* becomes when its first or last letters are turned round."""
+    found = [
+        instead + word[size:]
+        for size in _PREFIX_SIZES
+        for instead in _INSTEAD.get(word[:size], ())
+    ]
+    if word.endswith(_SUFFIXES):
+        found.append(word[:-3] + _SUFFIXES[word.endswith(_SUFFIXES[0])])
+    return found
 
 
 # -- names

@@ -7,8 +7,8 @@ import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
 from hashlib import blake2b
 from typing import Final
 
@@ -50,6 +50,8 @@ class Signature:
     """Signs beyond ASCII that are no words, each once: emoji, arrows, mathematics."""
     language: str = LISTED_LANGUAGE
     """The language as far as its commonest words tell, or the script if it is not Latin."""
+    is_veiled: bool = False
+    """Whether hashes stand for the words that are in no list; each begins with `?`."""
 
     @property
     def is_listed(self) -> bool:
@@ -94,11 +96,14 @@ def pack(text: str) -> bytes:
 
     Short prompts keep all that the guards look at. Of a prompt too long for that only the first
     words are kept, and a digest of the rest: no other prompt with another rest passes the guards.
-    It holds the words of the prompt, so it is as confidential as the prompt is.
+
+    Hashes stand for numbers above 99 and for words that the packaged lists do not have: names of
+    people, identifiers, addresses, most nouns. Whoever reads the signature sees the others, and
+    can try words of his own on the hashes: it is no secret, and is encrypted where it must be one.
     """
     most = _READ_TOKENS
     while True:
-        packed = _PACKED_VERSION + _squeezed(analyse(text, most_tokens=most))
+        packed = _PACKED_VERSION + _squeezed(_veiled(analyse(text, most_tokens=most)))
         if len(packed) <= SIGNATURE_BYTES:
             return packed
         most = most * 3 // 4
@@ -127,6 +132,7 @@ def unpack(packed: bytes) -> Signature:
             code=bytes.fromhex(code),
             symbols=symbols,
             language=language,
+            is_veiled=_VEIL in tokens or _VEIL in numbers,
         )
     except (zlib.error, UnicodeError, ValueError) as exc:
         raise ValueError("not a signature of this release") from exc
@@ -166,6 +172,58 @@ def _common_words() -> bytes:
     content = [word for word in words if word.islower()]
     function = [word for word in words if word.isupper()]
     return "\n".join((" ".join(content), " ".join(function), "", "en")).encode()[-32_000:]
+
+
+# -- hashes in the place of words
+
+_VEIL: Final = "?"
+_VEIL_LETTERS: Final = "abcdefghijklmnopqrstuvwxyz"
+_SHOWN_DIGITS: Final = 2
+
+
+@lru_cache(maxsize=4_096)
+def veil(token: str) -> str:
+    """Return what stands for *token* in a stored signature: itself, or 5 letters of its hash.
+
+    Two words out of twelve million share them by chance; then the guards take one for the other.
+    """
+    sign = token[0] if token[0] == "#" else ""
+    word = token.removeprefix("#")
+    if word[:1] in ("@", "~") or word.isupper() or not word[-1:].isalnum():
+        return token  # a time, mere grammar, a function word, an operator
+    if len(word) <= _SHOWN_DIGITS if word[:1].isdecimal() else word in _listed():
+        return token
+    number = int.from_bytes(blake2b(word.encode(), digest_size=8, person=b"signature").digest())
+    letters = []
+    for _ in range(5):
+        number, at = divmod(number, len(_VEIL_LETTERS))
+        letters.append(_VEIL_LETTERS[at])
+    return f"{sign}{_VEIL}{''.join(letters)}"
+
+
+@cache
+def _listed() -> frozenset[str]:
+    lexicon = load()
+    words = {entry[1] for entry in lexicon.entries.values()} | lexicon.weak | lexicon.names
+    return frozenset(words.union(lexicon.antonyms, lexicon.classes.values(), lexicon.restrictions))
+
+
+def _veiled(signature: Signature) -> Signature:
+    return translated(
+        signature, {word: veil(word) for word in signature.tokens + signature.numbers}
+    )
+
+
+def translated(signature: Signature, words: Mapping[str, str]) -> Signature:
+    """Return *signature* with other *words* in the place of those that have one."""
+    say = words.get
+    return replace(
+        signature,
+        tokens=tuple([say(word, word) for word in signature.tokens]),
+        numbers=tuple(sorted([say(word, word) for word in signature.numbers])),
+        names=frozenset([say(word, word) for word in signature.names]),
+        roles=frozenset([(role, say(word, word)) for role, word in signature.roles]),
+    )
 
 
 # -- what the words do not show
