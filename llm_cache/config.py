@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from base64 import b64decode
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -21,6 +22,7 @@ DEFAULT_MODEL = "gpt-4o-mini"
 DEFAULT_SYSTEM = "You are a helpful assistant."
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.-]+")
 _LEAST_SECRET = 16
+_KEY_BYTES = 32
 _TEN_YEARS_S = 10 * 365 * 86_400
 
 
@@ -55,6 +57,10 @@ class CacheConfig:
     tenant_secret: str | None = field(default=None, repr=False)
     """With it, tenants appear in Redis only as an HMAC; all workers must have the same. Changing
     it leaves every tenant's answers behind."""
+    encryption_keys: Sequence[str | bytes] | None = field(default=None, repr=False)
+    """With them, answers and prompts are encrypted in Redis (AES-256-GCM, extra `encryption`), and
+    what is not is no longer read. 32 bytes each, or their base64: the first encrypts, all decrypt.
+    Vectors, tags, tenants and model names stay readable. All workers must have the same."""
 
     model: str = DEFAULT_MODEL
     """The model of calls that name none."""
@@ -93,8 +99,9 @@ class CacheConfig:
     guards: bool = True
     """Whether lexical guards may veto a candidate (other number, negation, direction, …)."""
     store_prompts: bool = True
-    """Whether prompt texts are kept beside their vectors. Guards, calibrated policies and
-    verifiers need them."""
+    """Whether prompt texts are kept beside their vectors. Without, there is a signature in their
+    place, from which guards and calibrated policies decide; verifiers and review need the texts,
+    and so does invalidation by pattern."""
     verify_from: float | None = None
     """Cosine similarity from which on a candidate that is not similar enough to be served is shown
     to the verifier; `None` for no such band. Needs `LLMCache(verifier=…)`."""
@@ -166,15 +173,12 @@ class CacheConfig:
             ) from None
         if not self.model:
             raise ConfigurationError("model must name a model")
-        if self.guards and self.semantic and not self.store_prompts:
-            raise ConfigurationError(
-                "store_prompts=False leaves the guards nothing to compare:"
-                " set guards=False as well, or keep the prompts"
-            )
         if self.upstream_id == "":
             raise ConfigurationError("upstream_id must be a name, or None for the base URL")
         self._check_lifetimes()
         self._check_secret()
+        if self.encryption_keys is not None:
+            object.__setattr__(self, "encryption_keys", check_keys(self.encryption_keys))
         if self.bypass is not None and not callable(self.bypass):
             raise ConfigurationError("bypass must be a function of the request, or None")
         if self.replay_chunks_per_s is not None and not (
@@ -280,6 +284,38 @@ def check_ttl(value: object, name: str) -> float:
     return float(value)
 
 
+def check_keys(given: Sequence[str | bytes]) -> tuple[bytes, ...]:
+    """Return the keys *given*, 32 bytes each. What is wrong is told without them.
+
+    Raises:
+        ConfigurationError: there is none, one is no key, or one is there twice.
+    """
+    listed: object = given  # whatever was given
+    if isinstance(listed, str | bytes) or not isinstance(listed, Sequence) or not listed:
+        raise ConfigurationError(
+            "encryption_keys must be a list of keys, the first of which encrypts; or None"
+        )
+    keys = tuple(_key(key, at) for at, key in enumerate(given))
+    if len(set(keys)) < len(keys):
+        raise ConfigurationError("encryption_keys holds a key twice")
+    return keys
+
+
+def _key(given: object, at: int) -> bytes:
+    key = given
+    if isinstance(given, str):
+        try:
+            key = b64decode(given.strip().replace("-", "+").replace("_", "/"), validate=True)
+        except ValueError:
+            key = None
+    if not isinstance(key, bytes) or len(key) != _KEY_BYTES:
+        raise ConfigurationError(
+            f"encryption_keys[{at}] must be {_KEY_BYTES} random bytes, or their base64 as"
+            " `openssl rand -base64 32` prints it"
+        )
+    return key
+
+
 def check_threshold(value: object, name: str) -> float:
     """Return *value* as a cosine similarity.
 
@@ -301,6 +337,13 @@ def redis_url_from_env() -> str:
 def tenant_secret_from_env() -> str | None:
     """Return `LLM_CACHE_TENANT_SECRET`: the command line has no other way to learn it unseen."""
     return os.environ.get("LLM_CACHE_TENANT_SECRET") or None
+
+
+def encryption_keys_from_env() -> list[str] | None:
+    """Return `LLM_CACHE_ENCRYPTION_KEYS`, parted by commas, for the command line."""
+    return [
+        key.strip() for key in os.environ.get("LLM_CACHE_ENCRYPTION_KEYS", "").split(",") if key
+    ] or None
 
 
 def openai_key_in_env() -> bool:

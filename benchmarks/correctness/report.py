@@ -57,6 +57,7 @@ def _table(data: Path, peers_python: Path | None) -> Iterator[str]:
     policy = table.calibrated(pairs[::2], "qqp-even", max_wrong=_PAIRS_MAX_WRONG)
     sets = {
         "traps": ("Near-identical prompts", datasets.traps(data)),
+        "fresh": ("Pairs written after the guards were, in other domains", datasets.fresh()),
         "qqp-odd": ("Question pairs of Quora, whose labels are noisy", pairs[1::2]),
     }
     yield "## Served, and traps served"

@@ -12,12 +12,12 @@ in the place of another still count, opposites do not: `Comparison.is_listed` sa
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from llm_cache._core.lexicon import load
-from llm_cache._core.signature import Signature, analyse, pack, unpack
+from llm_cache._core.signature import Signature, analyse, pack, translated, unpack, veil
 
 __all__ = [
     "REASONS",
@@ -69,6 +69,8 @@ class Comparison:
 
 def compare(new: Signature, cached: Signature) -> Comparison:
     """Return what the words of two prompts say; takes about 10 µs."""
+    if cached.is_veiled:
+        cached = _unveiled(cached, new)
     difference = _difference(new, cached)
     longer = max(len(new.tokens), len(cached.tokens))
     return Comparison(
@@ -80,12 +82,31 @@ def compare(new: Signature, cached: Signature) -> Comparison:
     )
 
 
+def _unveiled(veiled: Signature, new: Signature) -> Signature:
+    """Return *veiled* with the words of *new*, and those opposed to them, for their hashes."""
+    known = {veil(word): word for word in (*new.tokens, *new.numbers)}
+    hidden = {word for word in veiled.tokens if "?" in word} - known.keys()
+    if hidden:
+        own = [word for token, word in known.items() if "?" in token]
+        opposed = {veil(word): word for other in own for word in _relatives(other) if word}
+        known.update((hash_, word) for hash_, word in opposed.items() if hash_ in hidden)
+    return translated(veiled, known)
+
+
+def _relatives(word: str) -> Iterator[str]:
+    """Yield the words that the guard of antonyms would find opposed to *word* by their letters."""
+    yield from _opposites(word)
+    yield from [prefix + word for prefix in _PREFIXES]
+
+
 def _first_objection(new: Signature, cached: Signature, difference: _Difference) -> str | None:
     if new.tokens == cached.tokens and new.unread == cached.unread:
         return None
     for name, objects in _GUARDS:
         if objects(new, cached, difference):
             return name
+    if _substituted(new, cached, difference):
+        return _CONSTRAINT if _governed(new, cached, difference) else _RELATION
     return None
 
 
@@ -221,17 +242,27 @@ _OPPOSITE_PREFIXES: Final = (
     ("pro", "anti"),
     ("step", "grand"),
 )
-_COUNTERPARTS: Final = (*_OPPOSITE_PREFIXES, *((b, a) for a, b in _OPPOSITE_PREFIXES))
-_COUNTER_PREFIXES: Final = tuple(prefix for prefix, _ in _COUNTERPARTS)
+# What may stand in the place of each of them; the first prefixes fall away.
+_INSTEAD: Final[Mapping[str, Sequence[str]]] = {
+    prefix: [
+        *([""] if prefix in _PREFIXES else []),
+        *[b for a, b in _OPPOSITE_PREFIXES if a == prefix],
+        *[a for a, b in _OPPOSITE_PREFIXES if b == prefix],
+    ]
+    for prefix in (*_PREFIXES, *[prefix for pair in _OPPOSITE_PREFIXES for prefix in pair])
+}
+_PREFIX_SIZES: Final = tuple(sorted({len(prefix) for prefix in _INSTEAD}))
+_TURNING: Final = tuple(_INSTEAD)
+_SUFFIXES: Final = ("ful", "les")
 
 
 def _antonyms(_: Signature, __: Signature, difference: _Difference) -> bool:
     new, cached = difference.new, difference.cached
     if not new or not cached:
         return False
-    if _opposed(load().antonyms, new, cached) or _counterparts(new, cached):
+    if _opposed(load().antonyms, new, cached):
         return True
-    if _prefixed(new, cached) or _prefixed(cached, new):
+    if _turned_round(new, cached) or _turned_round(cached, new):
         return True
     # Particles are too common to mean anything unless nothing else differs.
     only_function_words = all(token.isupper() for token in (*new, *cached))
@@ -250,27 +281,26 @@ def _opposed(
     return False
 
 
-def _prefixed(words: Iterable[str], others: frozenset[str]) -> bool:
-    return any(
-        word.removeprefix(prefix) in others
-        for word in words
-        if word.startswith(_PREFIXES)
-        for prefix in _PREFIXES
-    )
-
-
-def _counterparts(words: Iterable[str], others: frozenset[str]) -> bool:
-    """Whether a word and another differ only in "up-" and "down-", "-ful" and "-less"."""
+def _turned_round(words: Iterable[str], others: frozenset[str]) -> bool:
+    """Whether a word is another without its "un-", or with "up-" for its "down-"."""
     for word in words:
-        if word.startswith(_COUNTER_PREFIXES):
-            for this, that in _COUNTERPARTS:
-                if word.startswith(this) and that + word[len(this) :] in others:
+        if word.startswith(_TURNING) or word.endswith(_SUFFIXES):
+            for opposite in _opposites(word):
+                if opposite in others:
                     return True
-        if word.endswith("ful") and f"{word[:-3]}les" in others:
-            return True
-        if word.endswith("les") and f"{word[:-3]}ful" in others:
-            return True
     return False
+
+
+def _opposites(word: str) -> list[str]:
+    """Return what *word* becomes when its first or last letters are turned round."""
+    found = [
+        instead + word[size:]
+        for size in _PREFIX_SIZES
+        for instead in _INSTEAD.get(word[:size], ())
+    ]
+    if word.endswith(_SUFFIXES):
+        found.append(word[:-3] + _SUFFIXES[word.endswith(_SUFFIXES[0])])
+    return found
 
 
 # -- names
@@ -448,20 +478,22 @@ def _asks(new: Signature, cached: Signature, difference: _Difference) -> bool:
 
 
 def _governed(new: Signature, cached: Signature, difference: _Difference) -> bool:
-    """Whether the prompts are equal but for the object of an "in", "for" or "with"."""
-    if not _substituted(new, cached, difference):
-        return False
+    """Whether what differs is the object of an "in", "for" or "with"."""
     roles = {role for role, word in new.roles if word in difference.new} - {"OF"}
     return any(role in roles and word in difference.cached for role, word in cached.roles)
 
 
+# How many words may stand together in the place of others: "desktop computer" for "laptop".
+_PHRASE: Final = 2
+
+
 def _substituted(new: Signature, cached: Signature, difference: _Difference) -> bool:
-    """Whether the prompts are equal but for a word that says what is asked.
+    """Whether the prompts are equal but for a word or two that say what is asked.
 
     Of more words only when each stands exactly in the place of another.
     """
     content, other = difference.new_content, difference.cached_content
-    if len(content) == len(other) == 1:
+    if 0 < len(content) <= _PHRASE and 0 < len(other) <= _PHRASE:
         a, b = _middles(_bones(new), _bones(cached))
         if content.issuperset(a) and other.issuperset(b):
             return True
@@ -474,8 +506,10 @@ def _substituted(new: Signature, cached: Signature, difference: _Difference) -> 
     return len(apart) == 1 and load().verbs.union(content, other).issuperset(apart[0])
 
 
+_CONSTRAINT: Final = "constraint"
+_RELATION: Final = "relation"
 _Guard = Callable[[Signature, Signature, _Difference], bool]
-# In the order in which they are asked: the most telling reason first.
+# In the order in which they are asked, the most telling reason first; last comes `_substituted`.
 _GUARDS: Final[tuple[tuple[str, _Guard], ...]] = (
     ("length", _length),
     ("language", _language),
@@ -486,12 +520,10 @@ _GUARDS: Final[tuple[tuple[str, _Guard], ...]] = (
     ("antonyms", _antonyms),
     ("names", _names),
     ("order", _order),
-    ("constraint", _constraint),
-    ("relation", _asks),
-    ("constraint", _governed),
-    ("relation", _substituted),
+    (_CONSTRAINT, _constraint),
+    (_RELATION, _asks),
 )
-VERSION: Final = 1
+VERSION: Final = 2
 """Grows when guards object to other pairs than before: policies that weigh them are then void."""
 
 REASONS: Final = tuple(dict.fromkeys(name for name, _ in _GUARDS))

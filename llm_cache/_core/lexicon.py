@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from types import MappingProxyType
 from typing import Final
@@ -126,11 +126,12 @@ _ENDINGS: Final = (
 _LAST_LETTERS: Final = frozenset(ending[-1] for ending, _, _ in _ENDINGS)
 
 
+@lru_cache(maxsize=16_384)
 def stem(word: str) -> str:
     """Fold the regular inflections and the British spellings of an English word into one key.
 
     The key is for comparing, not for showing. Endings that change the meaning (-er, -able, -less)
-    stay.
+    stay. The latest words are remembered: those of one service recur.
     """
     if not 3 < len(word) <= _LONGEST_WORD or word in _UNINFLECTED:
         return word

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llm_cache._core.codec import Sealed, open_sealed
+from llm_cache._core.encryption import Cipher
 from llm_cache._core.keys import Keys
 from llm_cache._core.policy import Purges
 from llm_cache._redis.connection import Connection
@@ -42,12 +43,19 @@ class ExactStore:
     """Answers by digest. What writes them is in `lease.py`: storing ends a lease."""
 
     def __init__(
-        self, connection: Connection, keys: Keys, epochs: Epochs, sliding: Sliding
+        self,
+        connection: Connection,
+        keys: Keys,
+        epochs: Epochs,
+        sliding: Sliding,
+        *,
+        cipher: Cipher | None = None,
     ) -> None:
         self._connection = connection
         self._keys = keys
         self.epochs = epochs
         self._sliding = sliding
+        self._cipher = cipher
         self._reads = CoalescedReads(connection, keys.epoch)
 
     async def aclose(self) -> None:
@@ -67,7 +75,7 @@ class ExactStore:
         """
         blob, epoch = await self._reads.get(self._keys.answer(digest))
         purges = self.epochs.known(epoch) or await self.epochs.current(epoch)
-        return _judge(blob, purges, digest, prompt)
+        return _judge(blob, purges, digest, prompt, self._cipher)
 
     async def lookup_many(self, digests: Sequence[str]) -> list[Lookup]:
         """Return what `lookup` does for each of *digests*, whatever their prompts.
@@ -78,7 +86,7 @@ class ExactStore:
         *blobs, epoch = await self._connection.execute("MGET", *keys, self._keys.epoch)
         purges = await self.epochs.current(epoch)
         pairs = zip(blobs, digests, strict=True)
-        return [_judge(blob, purges, digest) for blob, digest in pairs]
+        return [_judge(blob, purges, digest, None, self._cipher) for blob, digest in pairs]
 
     async def lookup_for(
         self, asked: str, digest: str, prompt: str | None, line: Line
@@ -95,7 +103,7 @@ class ExactStore:
             ("PTTL", keys[0]),
             ("ZSCORE", self._keys.rejected, pair(asked, digest)),
         )
-        found = _judge(blob, await self.epochs.current(epoch), digest, prompt)
+        found = _judge(blob, await self.epochs.current(epoch), digest, prompt, self._cipher)
         return found, left_ms if rejected is None else 0
 
     async def promote(
@@ -135,11 +143,13 @@ class ExactStore:
         self._sliding.prolong(origin or digest, entry.fresh_until_s, ttl_s=ttl_s)
 
 
-def _judge(blob: bytes | None, purges: Purges, digest: str, prompt: str | None = None) -> Lookup:
+def _judge(
+    blob: bytes | None, purges: Purges, digest: str, prompt: str | None, cipher: Cipher | None
+) -> Lookup:
     if blob is None:
         return Lookup(None, purges.epoch)
     try:
-        entry = open_sealed(blob, digest)
+        entry = open_sealed(blob, digest, cipher)
         is_alive = entry is not None and purges.allow(entry, digest, prompt)
     except CorruptEntry as error:
         return Lookup(None, purges.epoch, error, was_taken=True)

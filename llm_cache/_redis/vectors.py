@@ -22,9 +22,11 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from llm_cache._core.encryption import Cipher
+from llm_cache._core.kept import Kept, read_kept
 from llm_cache._core.keys import Keys, answer_digest
 from llm_cache._core.types import Candidate
 from llm_cache._core.vectors import Vector, salted_blob
@@ -48,6 +50,8 @@ _EXACT = "@scope:{{{scope}}}=>[KNN {limit} @vector $v HYBRID_POLICY ADHOC_BF AS 
 _GRAPH = "*=>[KNN {limit} @vector $v EF_RUNTIME {ef} AS distance]"
 _EF_RUNTIME = 100
 _MAX_DIMENSIONS = 32_768
+_ROUNDING = 0.01
+"""How far beyond 1 a similarity may come back."""
 # RediSearch 2 has one wording for searches and one for `FT.INFO`; 8.10 has the third for both.
 _LOST = ("no such index", "unknown index name", "index not found")
 
@@ -62,6 +66,7 @@ class VectorStore:
         *,
         space: str,
         dimensions: int,
+        cipher: Cipher | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if not 0 < dimensions <= _MAX_DIMENSIONS:
@@ -69,6 +74,7 @@ class VectorStore:
                 f"an embedder must have 1 to {_MAX_DIMENSIONS} dimensions; got {dimensions}"
             )
         self._keys = keys
+        self._cipher = cipher
         self.space = space
         """Its fingerprint."""
         self.dimensions = dimensions
@@ -112,17 +118,17 @@ class VectorStore:
             *("SORTBY", "distance", "LIMIT", 0, limit, "DIALECT", 2),
         )
         reply = await self._count(self._sizes.due(scope), search)
-        return [] if reply is None else _candidates(reply, scope)
+        return [] if reply is None else self._candidates(reply, scope)[:limit]
 
     async def aclose(self) -> None:
         """Let go of the connection for searches."""
         await self.line.aclose()
 
-    def entry(self, *, digest: str, scope: str, vector: Vector, prompt: str) -> HashWrite:
+    def entry(self, *, digest: str, scope: str, vector: Vector, kept: Kept) -> HashWrite:
         """Return key and fields of the semantic entry that leads to the answer *digest*."""
         fields: list[str | bytes] = ["vector", salted_blob(vector, scope), "scope", scope]
-        if prompt:
-            fields += ["prompt", prompt]
+        if text := kept.field(self._cipher, self.space, scope, digest):
+            fields += ["prompt", text]
         return self._keys.entry(self.space, digest), fields
 
     async def forget(self, entry_keys: Iterable[str]) -> None:
@@ -134,13 +140,49 @@ class VectorStore:
         answers = await self._ask(("FT.INFO", self.index))
         return 0 if answers is None else int(_mapping(answers[0]).get(b"num_docs", 0))
 
+    def _candidates(self, reply: Any, scope: str) -> list[Candidate]:
+        """Return the rows of *scope* in *reply*, nearest first.
+
+        Raises:
+            StoreUnavailable: it is no reply to a search.
+        """
+        try:
+            found = [self._candidate(name, row, scope) for name, row in _rows(reply)]
+        except (TypeError, ValueError, AttributeError, LookupError, OverflowError) as error:
+            raise StoreUnavailable("a search was answered with something else") from error
+        candidates = [candidate for candidate in found if candidate is not None]
+        # The server sorted them, as far as it merged them itself.
+        candidates.sort(key=lambda candidate: -candidate.similarity)
+        return candidates
+
+    def _candidate(self, name: Any, row: Mapping[Any, Any], scope: str) -> Candidate | None:
+        # A row without fields is an entry that expired between the search and the reply; a row of
+        # another scope is what the graph finds where the scope has fewer entries than asked for.
+        if b"distance" not in row or row.get(b"scope") != scope.encode():
+            return None
+        key, similarity = name.decode(), 1 - float(row[b"distance"])
+        digest = answer_digest(key)
+        # Of vectors that are rounded. The comparison is false for NaN, too.
+        if key != self._keys.entry(self.space, digest) or not abs(similarity) <= 1 + _ROUNDING:
+            return None
+        kept = read_kept(row.get(b"prompt", b""), self._cipher, self.space, scope, digest)
+        if kept is None:
+            return None
+        return Candidate(
+            key=key,
+            digest=digest,
+            prompt=kept.prompt,
+            similarity=similarity,
+            signature=kept.signature,
+        )
+
     async def _count(self, queries: Sequence[str], *search: Command) -> Any | None:
         """Learn which of *queries* find few entries; return the answer of a *search* beside it."""
         answers = await self._ask(*search, *map(self._counting, queries))
         if answers is None:
             return None
         for query, counted in zip(queries, answers[len(search) :], strict=True):
-            self._sizes.put(query, is_small=len(counted) == 1)
+            self._sizes.put(query, is_small=isinstance(counted, list) and len(counted) == 1)
         return answers[0] if search else None
 
     def _counting(self, query: str) -> Command:
@@ -270,30 +312,15 @@ def _within(scope: str) -> str:
     return f"@scope:{{{scope}}}"
 
 
-def _candidates(reply: Sequence[Any], scope: str) -> list[Candidate]:
-    """Return the rows of *scope* in *reply*, nearest first.
-
-    A reply is a flat list: a count, and key and fields of each row.
-    """
-    candidates = []
-    wanted = scope.encode()
-    for key, fields in zip(reply[1::2], reply[2::2], strict=True):
-        row = _mapping(fields or ())
-        # A row without fields is an entry that expired between the search and the reply; a row of
-        # another scope is what the graph finds where the scope has fewer entries than asked for.
-        if b"distance" in row and row.get(b"scope") == wanted:
-            name = key.decode()
-            candidates.append(
-                Candidate(
-                    key=name,
-                    digest=answer_digest(name),
-                    prompt=row.get(b"prompt", b"").decode("utf-8", "replace"),
-                    similarity=1 - float(row[b"distance"]),
-                )
-            )
-    # The server sorted them, as far as it merged them itself.
-    candidates.sort(key=lambda candidate: -candidate.similarity)
-    return candidates
+def _rows(reply: Any) -> Iterator[tuple[Any, Mapping[Any, Any]]]:
+    """Yield name and fields of each row of a search, in RESP2 or RESP3."""
+    if isinstance(reply, Mapping):
+        for row in reply[b"results"]:
+            yield row[b"id"], row.get(b"extra_attributes") or {}
+        return
+    # A count, and then the name and the fields of each row.
+    for name, fields in zip(reply[1::2], reply[2::2], strict=True):
+        yield name, _mapping(fields or ())
 
 
 def _mapping(flat: Sequence[Any]) -> dict[Any, Any]:
