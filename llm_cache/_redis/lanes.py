@@ -54,7 +54,7 @@ def lane_over(name: str, pool: redis.ConnectionPool) -> Lane:
     """Return a lane over a *pool*, which is closed with it."""
     client = redis.Redis.from_pool(pool)
     # redis-py makes a truth value of it, unless it knows that `GET` was among the options.
-    client.response_callbacks["SET"] = _as_it_is
+    client.response_callbacks["SET"] = _as_it_is  # type: ignore[assignment]
     return Lane(name, client)
 
 

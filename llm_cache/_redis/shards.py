@@ -91,7 +91,8 @@ class ShardedVectors:
     async def nearest(self, scope: str, vector: Vector, *, limit: int) -> list[Candidate]:
         """Return at most *limit* entries of *scope*, nearest first, of all primaries that answer.
 
-        One round trip to each, at the same time; one more for the first search of a scope.
+        Two round trips to each, one where nothing is near, at the same time; one more for the
+        first search of a scope.
 
         Raises:
             StoreUnavailable: none of them answered.
