@@ -95,6 +95,15 @@ class Cluster:
         if self._lanes and (self._watching is None or self._watching.done()):
             self._watching = asyncio.create_task(self._watch(), name="llm_cache.cluster.watch")
 
+    def learn(self, error: MovedError) -> None:
+        """Take over where a slot is now, and look at the others in the background.
+
+        At once, and for everybody: what other nodes say may lag behind.
+        """
+        self._slots[error.slot_id] = self._lane_at((error.host, error.port))
+        self._lanes = _distinct(self._slots)
+        self.suspect()
+
     async def route(
         self,
         commands: Sequence[Command],
@@ -140,15 +149,11 @@ class Cluster:
 
     async def _ask_again(self, error: AskError, commands: Sequence[Command]) -> Any:
         """Return the answer to the last of *commands* from where *error* says its key is."""
-        # `MovedError` is a kind of `AskError` to redis-py.
-        is_moved = isinstance(error, MovedError)
+        if isinstance(error, MovedError):
+            self.learn(error)
         lane = self._lane_at((error.host, error.port))
-        if is_moved:
-            # At once, and for everybody: what other nodes say may lag behind.
-            self._slots[error.slot_id] = lane
-            self._lanes = _distinct(self._slots)
-            self.suspect()
-        asking = () if is_moved else (("ASKING",),)
+        # `MovedError` is a kind of `AskError` to redis-py.
+        asking = () if isinstance(error, MovedError) else (("ASKING",),)
         try:
             return (await lane.send([*commands[:-1], *asking, commands[-1]]))[-1]
         except (RedisError, OSError) as again:

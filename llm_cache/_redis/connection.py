@@ -11,6 +11,7 @@ from redis.exceptions import (
     AskError,
     AuthenticationError,
     AuthorizationError,
+    MovedError,
     NoPermissionError,
     RedisError,
     ResponseError,
@@ -250,6 +251,11 @@ class Connection:
         if self._cluster is None:
             raise TypeError("there are no routes to a single server")
         return self._cluster.route(commands, send)
+
+    def learn(self, error: MovedError) -> None:
+        """Take over where a slot of the cluster is now, from what a server has answered."""
+        if self._cluster is not None:
+            self._cluster.learn(error)
 
     async def run(self, operation: Awaitable[_T], *, since_s: float | None = None) -> _T:
         """Await *operation* for at most `redis_timeout_s`, waiting for a connection included.

@@ -219,7 +219,7 @@ async def test_invalidation_reaches_answers_on_every_primary(cache):
     counted = await cache.invalidate(tag="old", dry_run=True)
     await cache.invalidate(tag="old")
 
-    assert counted.answers == 12
+    assert counted.reached == 12
     assert {(await cache.chat(question)).status for question in questions} == {"miss"}
 
 
