@@ -85,6 +85,13 @@ def dedicated(client: redis.Redis, **settings: Any) -> AbstractConnection:
 class _MasterPool(SentinelConnectionPool, redis.BlockingConnectionPool):
     """Connections to the master of the moment; whoever finds none free waits."""
 
+    async def disconnect(self, inuse_connections: bool = True) -> None:  # noqa: FBT001, FBT002 - redis-py's
+        """Close the connections; with those in use, the ones to the sentinels too."""
+        await super().disconnect(inuse_connections)
+        if inuse_connections:
+            for sentinel in self.sentinel_manager.sentinels:
+                await sentinel.connection_pool.disconnect()
+
 
 def single_pool(url: str, *, max_connections: int) -> redis.BlockingConnectionPool:
     """Return the pool of one server."""

@@ -8,8 +8,9 @@ from typing import Any
 
 from redis import asyncio as redis_py
 from redis.asyncio.cluster import ClusterNode, RedisCluster
-from redis.asyncio.sentinel import Sentinel
+from redis.sentinel import Sentinel
 
+from llm_cache._redis.address import read_address
 from llm_cache._redis.embedded import EmbeddedRedis
 from tests.topologies import servers
 
@@ -33,15 +34,55 @@ class Shape:
     """A running Redis: how a cache reaches it, and how a test does, which may do everything."""
 
     url: str
-    client: Callable[[], Any]
+    admin_url: str = ""
+
+    def client(self) -> Any:
+        """Return a client of redis-py's."""
+        return client_of(self.admin_url or self.url)
+
+
+class _Everywhere(RedisCluster):
+    """Answers for all primaries together what a server answers for itself."""
+
+    async def keys(self, pattern: Any = "*", **_: Any) -> Any:
+        return await super().keys(pattern, target_nodes=RedisCluster.PRIMARIES)
+
+    async def info(self, section: str | None = None, *_: str, **__: Any) -> Any:
+        nodes = await super().info(section or "default", target_nodes=RedisCluster.PRIMARIES)
+        total: dict[str, Any] = {}
+        for about in nodes.values():
+            for name, value in about.items():
+                total[name] = _sum(total.get(name), value)
+        return total
+
+
+def _sum(known: Any, value: Any) -> Any:
+    """Return numbers added up, and of anything else the last."""
+    if isinstance(value, dict):
+        return {name: _sum((known or {}).get(name), item) for name, item in value.items()}
+    return (known or 0) + value if isinstance(value, (int, float)) else value
+
+
+def client_of(url: str) -> Any:
+    """Return a client of redis-py's for what a URL of ours leads to."""
+    if url.startswith("redis+cluster://"):
+        nodes = [ClusterNode(*host) for host in read_address(url).hosts]
+        return _Everywhere(startup_nodes=nodes)
+    if url.startswith("redis+sentinel://"):
+        address = read_address(url)
+        finder = Sentinel(address.hosts)  # type: ignore[no-untyped-call]
+        host, port = finder.discover_master(address.service)  # type: ignore[no-untyped-call]
+        for sentinel in finder.sentinels:
+            sentinel.close()
+        return redis_py.Redis(host=host, port=port)
+    return redis_py.Redis.from_url(url)
 
 
 @contextmanager
 def _standalone() -> Iterator[Shape]:
     server = EmbeddedRedis()
-    url = asyncio.run(server.start())
     try:
-        yield Shape(url, lambda: redis_py.Redis.from_url(url))
+        yield Shape(asyncio.run(server.start()))
     finally:
         asyncio.run(server.stop())
 
@@ -49,29 +90,25 @@ def _standalone() -> Iterator[Shape]:
 @contextmanager
 def _cluster() -> Iterator[Shape]:
     with servers.Cluster() as redis:
-        nodes = [ClusterNode(servers.HOST, server.port) for server in redis.servers]
-        yield Shape(redis.url, lambda: RedisCluster(startup_nodes=nodes))
+        yield Shape(redis.url)
 
 
 @contextmanager
 def _sentinel() -> Iterator[Shape]:
     with servers.Sentinels() as redis:
-        sentinels = [(servers.HOST, sentinel.port) for sentinel in redis.sentinels]
-        finder = Sentinel(sentinels)  # type: ignore[no-untyped-call]
-        yield Shape(redis.url, lambda: finder.master_for(servers.SERVICE))
+        yield Shape(redis.url)
 
 
 @contextmanager
 def _tls() -> Iterator[Shape]:
     with servers.Tls() as redis:
-        yield Shape(redis.url, lambda: redis_py.Redis.from_url(redis.url))
+        yield Shape(redis.url)
 
 
 @contextmanager
 def _acl() -> Iterator[Shape]:
     with servers.Acl(RULES) as redis:
-        admin = redis.url_as(redis.ADMIN)
-        yield Shape(redis.url, lambda: redis_py.Redis.from_url(admin))
+        yield Shape(redis.url, redis.url_as(redis.ADMIN))
 
 
 SHAPES: dict[str, Callable[[], AbstractContextManager[Shape]]] = {
