@@ -156,6 +156,15 @@ class Keys:
         """Return what all keys of semantic entries of one vector space begin with."""
         return f"{self.namespace}:s:{space}:"
 
+    def entry_space(self, entry_key: str) -> str:
+        """Return the vector space of the semantic entry *entry_key*, a key of this namespace."""
+        return entry_key.removeprefix(self.entry_prefix("")[:-1]).partition(":")[0]
+
+    @property
+    def entry_pattern(self) -> str:
+        """Glob of the keys of all semantic entries."""
+        return f"{self.namespace}:s:*"
+
     def refs(self, digest: str) -> str:
         """Key of the aliases of an answer (set). Its semantic entry follows from its digest."""
         return f"{self.namespace}:refs:{{{digest}}}"
@@ -176,9 +185,18 @@ class Keys:
         """Name of the channel that tells of the end of a lease; channels know no databases."""
         return f"{self.namespace}:landed:{database}:{{{digest}}}"
 
-    def index(self, space: str) -> str:
-        """Name of the index of one vector space."""
-        return f"{self.namespace}:idx:{space}"
+    def index(self, space: str, tag: str = "") -> str:
+        """Name of the index of one vector space; on a cluster, of the primary with this *tag*.
+
+        There a name has a slot as a key has, and is known only where that slot is served.
+        """
+        name = f"{self.namespace}:idx:{space}"
+        return f"{name}:{{{tag}}}" if tag else name
+
+    def space(self, index: str) -> str | None:
+        """Return the vector space of an *index*; `None` where it is not one of ours."""
+        start = f"{self.namespace}:idx:"
+        return index[len(start) :].partition(":")[0] if index.startswith(start) else None
 
     def embedding(self, space: str, digest: str) -> str:
         """Key of the kept vector of a text in one vector space (string)."""

@@ -75,19 +75,25 @@ class Answers:
         None where Redis has no search module: then there are no entries.
         """
         try:
-            names = await self._connection.execute("FT._LIST")
+            lists = await self._connection.each("FT._LIST")
         except StoreUnavailable as error:
             if "unknown command" not in str(error).lower():
                 raise
             return []
-        start = self._keys.index("")
-        return sorted(_text(n).removeprefix(start) for n in names if _text(n).startswith(start))
+        spaces = [self._keys.space(_text(name)) for names in lists for name in names]
+        return sorted(set(filter(None, spaces)))
 
     async def prompts(self) -> AsyncGenerator[list[tuple[str, str]], None]:
         """Yield the digest of the answer and the prompt of every semantic entry, in batches.
 
-        One round trip for a thousand entries, and one for the list of indexes.
+        One round trip for a thousand entries, and one for the list of indexes; on a cluster two
+        for about a thousand keys, of whatever kind.
         """
+        if self._connection.is_cluster:
+            async with aclosing(self._walked_prompts()) as batches:
+                async for batch in batches:
+                    yield batch
+            return
         spaces = await self.spaces()
         line = Line(self._connection)
         try:
@@ -111,6 +117,25 @@ class Answers:
                     found.append((digest, kept.prompt))
         return found
 
+    async def _walked_prompts(self) -> AsyncGenerator[list[tuple[str, str]], None]:
+        """Yield what `prompts` does, without the index, which finds no fields on a cluster."""
+        options = ("MATCH", self._keys.entry_pattern, "COUNT", _PROMPTS_AT_ONCE, "TYPE", "hash")
+        position = 0
+        while True:
+            position, keys = await self._connection.scan(position, *options)
+            found = await self._connection.execute_all(
+                [("HMGET", key, "prompt", "scope") for key in keys]
+            )
+            batch = []
+            for key, (prompt, scope) in zip(keys, found, strict=True):
+                space = self._keys.entry_space(_text(key))
+                row = {b"__key": key, b"prompt": prompt, b"scope": scope}
+                kept = {name: value for name, value in row.items() if value is not None}
+                batch += self._prompts(space, [kept])
+            yield batch
+            if not position:
+                return
+
     async def remove(self, digests: Iterable[str]) -> None:
         """Remove answers with their aliases and what leads to them. Three round trips."""
         spaces = await self.spaces()
@@ -120,21 +145,20 @@ class Answers:
         aliases = [alias for names in references for alias in names]
         if aliases:
             # The keys of one answer share a slot; each alias has its own.
-            pipeline = self._connection.client.pipeline(transaction=False)
-            for alias in aliases:
-                pipeline.unlink(alias)
-            await self._connection.run(pipeline.execute())
+            await self._connection.execute_all([("UNLINK", alias) for alias in aliases])
 
     async def reject(self, origin: str, requests: Sequence[str]) -> None:
         """Remember that the answer *origin* is wrong for *requests*. One round trip, or none."""
         if not requests:
             return
         now_s = self._clock()
-        pipeline = self._connection.client.pipeline(transaction=False)
-        pairs = {pair(request, origin): now_s for request in requests}
-        pipeline.zadd(self._keys.rejected, pairs)
-        pipeline.zremrangebyrank(self._keys.rejected, 0, -_MOST_REJECTED - 1)
-        await self._connection.run(pipeline.execute())
+        pairs = [part for request in requests for part in (now_s, pair(request, origin))]
+        await self._connection.execute_all(
+            [
+                ("ZADD", self._keys.rejected, *pairs),
+                ("ZREMRANGEBYRANK", self._keys.rejected, 0, -_MOST_REJECTED - 1),
+            ]
+        )
 
     async def pardon(self, origin: str, request: str) -> None:
         """Forget that the answer *origin* was wrong for *request*. One round trip."""

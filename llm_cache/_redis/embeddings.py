@@ -43,7 +43,7 @@ class KeptEmbeddings:
             StoreUnavailable: Redis did not answer.
         """
         names = self._names(texts, dimensions)
-        blobs = await self._connection.execute("MGET", *names)
+        blobs = await self._connection.read(names)
         pairs = zip(names, blobs, strict=True)
         return [_decode(self._decrypted(name, blob), dimensions) for name, blob in pairs]
 
@@ -53,14 +53,16 @@ class KeptEmbeddings:
         Raises:
             StoreUnavailable: Redis did not answer.
         """
-        pipeline = self._connection.client.pipeline(transaction=False)
         names = self._names(texts, vectors.shape[1])
-        for name, vector in zip(names, vectors.astype("<f2"), strict=True):
-            blob = vector.tobytes()
-            if self._cipher is not None:
-                blob = self._cipher.encrypt(blob, _KIND, name.encode())
-            pipeline.set(name, blob, px=self._ttl_ms)
-        await self._connection.run(pipeline.execute())
+        await self._connection.execute_all(
+            [
+                ("SET", name, self._encrypted(name, vector.tobytes()), "PX", self._ttl_ms)
+                for name, vector in zip(names, vectors.astype("<f2"), strict=True)
+            ]
+        )
+
+    def _encrypted(self, name: str, blob: bytes) -> bytes:
+        return blob if self._cipher is None else self._cipher.encrypt(blob, _KIND, name.encode())
 
     def _decrypted(self, name: str, blob: bytes | None) -> bytes | None:
         if self._cipher is None or blob is None:

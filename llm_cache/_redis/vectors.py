@@ -30,9 +30,9 @@ from llm_cache._core.kept import Kept, read_kept
 from llm_cache._core.keys import Keys, answer_digest
 from llm_cache._core.types import Candidate
 from llm_cache._core.vectors import Vector, salted_blob
-from llm_cache._redis.connection import Connection
+from llm_cache._redis.connection import Command, Connection, Lane
 from llm_cache._redis.lease import HashWrite
-from llm_cache._redis.line import Command, Line
+from llm_cache._redis.line import Line
 from llm_cache.errors import (
     ConfigurationError,
     IndexMismatch,
@@ -48,6 +48,7 @@ _SIZES_KEPT = 50_000
 _EVERYTHING = "*"
 _EXACT = "@scope:{{{scope}}}=>[KNN {limit} @vector $v HYBRID_POLICY ADHOC_BF AS distance]"
 _GRAPH = "*=>[KNN {limit} @vector $v EF_RUNTIME {ef} AS distance]"
+_RETURNED = ("scope", "distance", "prompt")
 _EF_RUNTIME = 100
 _MAX_DIMENSIONS = 32_768
 _ROUNDING = 0.01
@@ -68,6 +69,8 @@ class VectorStore:
         dimensions: int,
         cipher: Cipher | None = None,
         clock: Callable[[], float] = time.monotonic,
+        lane: Lane | None = None,
+        tag: str = "",
     ) -> None:
         if not 0 < dimensions <= _MAX_DIMENSIONS:
             raise ConfigurationError(
@@ -75,18 +78,20 @@ class VectorStore:
             )
         self._keys = keys
         self._cipher = cipher
+        # Of a cluster, one primary (`shards.py`).
+        self._tag = tag
         self.space = space
         """Its fingerprint."""
         self.dimensions = dimensions
         """Length of every vector."""
         self._sizes = _ScopeSizes(clock)
-        self.line = Line(connection)
+        self.line = Line(connection, lane)
         """Carries the searches; what they lead to may be fetched over it. Replies are RESP2."""
 
     @property
     def index(self) -> str:
         """Name of the index."""
-        return self._keys.index(self.space)
+        return self._keys.index(self.space, self._tag)
 
     async def ensure_index(self) -> None:
         """Create the index unless it is there. Two round trips.
@@ -114,11 +119,31 @@ class VectorStore:
             *("FT.SEARCH", self.index),
             query.format(scope=scope, limit=limit, ef=max(_EF_RUNTIME, limit)),
             *("PARAMS", 2, "v", salted_blob(vector, scope)),
-            *("RETURN", 3, "scope", "distance", "prompt"),
+            *self._returning(),
             *("SORTBY", "distance", "LIMIT", 0, limit, "DIALECT", 2),
         )
         reply = await self._count(self._sizes.due(scope), search)
+        if reply is not None and self._tag:
+            reply = await self._filled(reply)
         return [] if reply is None else self._candidates(reply, scope)[:limit]
+
+    def _returning(self) -> Command:
+        # On a node of a cluster a search finds no fields: the server looks for every hash in the
+        # slot of the name of the index.
+        names = ("distance",) if self._tag else _RETURNED
+        return ("RETURN", len(names), *names)
+
+    async def _filled(self, reply: Sequence[Any]) -> list[Any]:
+        """Return the *reply* of a cluster's node with the fields of its rows. One round trip."""
+        names = [name for name in _RETURNED if name != "distance"]
+        keys = reply[1::2]
+        rows = [("HMGET", key, *names) for key in keys]
+        values = await self.line.execute_all(*rows) if rows else []
+        filled: list[Any] = [reply[0]]
+        for key, fields, found in zip(keys, reply[2::2], values, strict=True):
+            given = [(n.encode(), v) for n, v in zip(names, found, strict=True) if v is not None]
+            filled += [key, [*(fields or ()), *(part for pair in given for part in pair)]]
+        return filled
 
     async def aclose(self) -> None:
         """Let go of the connection for searches."""
