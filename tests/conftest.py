@@ -13,6 +13,7 @@ from llm_cache._redis.embedded import EmbeddedRedis
 from llm_cache.testing import FakeEmbedder, RecordingHook, ScriptedUpstream
 
 MakeCache = Callable[..., LLMCache]
+PATIENT: dict[str, Any] = {"redis_timeout_s": 20.0, "added_latency_budget_s": 20.0}
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +72,7 @@ async def make_cache(
         cache = LLMCache(
             url,
             # The upstream, its client and the cache share one loop here; give it time.
-            config=CacheConfig(**{"namespace": namespace, "redis_timeout_s": 20.0, **config}),
+            config=CacheConfig(**{"namespace": namespace, **PATIENT, **config}),
             **{**collaborators, **options},
         )
         made.append(cache)

@@ -129,23 +129,30 @@ class Connection:
         """Run one command: one round trip. Raises as `run` does."""
         return await self.run(self.client.execute_command(*command))  # type: ignore[no-untyped-call]
 
-    async def run(self, operation: Awaitable[_T], *, since_s: float | None = None) -> _T:
-        """Await *operation* for at most `redis_timeout_s`, waiting for a connection included.
+    async def run(
+        self,
+        operation: Awaitable[_T],
+        *,
+        since_s: float | None = None,
+        timeout_s: float | None = None,
+    ) -> _T:
+        """Await *operation* for at most *timeout_s*, waiting for a connection included.
 
-        The time counts from *since_s*, by the clock of the event loop; default now.
+        The default is `redis_timeout_s`. The time counts from *since_s*, by the clock of the event
+        loop; default now.
 
         Raises:
             StoreTimeout: it took longer.
             StoreUnavailable: Redis refused, went away, or answered with an error.
         """
+        limit_s = self._timeout_s if timeout_s is None else timeout_s
         try:
             begin_s = asyncio.get_running_loop().time() if since_s is None else since_s
-            async with asyncio.timeout_at(begin_s + self._timeout_s):
+            async with asyncio.timeout_at(begin_s + limit_s):
                 return await operation
         except (TimeoutError, RedisTimeoutError) as error:
-            raise StoreTimeout(
-                f"no answer within redis_timeout_s={self._timeout_s:g} s"
-            ) from error
+            name = "redis_timeout_s" if timeout_s is None else "added_latency_budget_s"
+            raise StoreTimeout(f"no answer within {name}={limit_s:g} s") from error
         except (AuthenticationError, AuthorizationError, NoPermissionError) as error:
             raise StoreUnavailable(f"Redis refused this user: {error}") from error
         except ResponseError as error:

@@ -25,11 +25,14 @@ Read = tuple[bytes | None, bytes | None]
 
 
 class CoalescedReads:
-    """Reads keys, each together with one *companion* key."""
+    """Reads keys, each together with one *companion* key, in at most *timeout_s*."""
 
-    def __init__(self, connection: Connection, companion: str) -> None:
+    def __init__(
+        self, connection: Connection, companion: str, *, timeout_s: float | None = None
+    ) -> None:
         self._connection = connection
         self._companion = companion
+        self._timeout_s = timeout_s
         self._waiting: dict[str, list[asyncio.Future[Read]]] = {}
         self._waiting_since_s = 0.0
         self._is_busy = False
@@ -45,7 +48,9 @@ class CoalescedReads:
         if not self._is_busy:
             self._is_busy = True
             try:
-                value, companion = await self._connection.run(self._mget((key,)))
+                value, companion = await self._connection.run(
+                    self._mget((key,)), timeout_s=self._timeout_s
+                )
             finally:
                 self._go_on()
             return value, companion
@@ -87,7 +92,7 @@ class CoalescedReads:
                 keys = list(batch)
                 try:
                     *values, companion = await self._connection.run(
-                        self._mget(keys), since_s=since_s
+                        self._mget(keys), since_s=since_s, timeout_s=self._timeout_s
                     )
                 except StoreError as error:
                     self._fail(keys, batch, error)

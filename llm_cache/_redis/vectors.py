@@ -28,8 +28,9 @@ from typing import Any
 from llm_cache._core.keys import Keys, answer_digest
 from llm_cache._core.types import Candidate
 from llm_cache._core.vectors import Vector, salted_blob
+from llm_cache._flight import SharedRun
 from llm_cache._redis.connection import Connection
-from llm_cache._redis.lease import HashWrite
+from llm_cache._redis.lease import HashWrite, Script
 from llm_cache._redis.line import Command, Line
 from llm_cache.errors import (
     ConfigurationError,
@@ -52,6 +53,16 @@ _MAX_DIMENSIONS = 32_768
 _LOST = ("no such index", "unknown index name", "index not found")
 
 
+# An answer that is gone is led to by nothing; one that took its place is to the same request.
+_LEAD = Script("""
+local ttl = redis.call('PTTL', KEYS[1])
+if ttl <= 0 then return 0 end
+redis.call('HSET', KEYS[2], unpack(ARGV))
+redis.call('PEXPIRE', KEYS[2], ttl)
+return 1
+""")
+
+
 class VectorStore:
     """The semantic entries of one vector space in one namespace."""
 
@@ -68,7 +79,11 @@ class VectorStore:
             raise ConfigurationError(
                 f"an embedder must have 1 to {_MAX_DIMENSIONS} dimensions; got {dimensions}"
             )
+        self._connection = connection
         self._keys = keys
+        # Of many searches that find it gone, one makes it anew. Of many processes, too: to all
+        # others Redis says that it is there.
+        self._healing = SharedRun(self._create_index, name="llm_cache.index", keeps_on=True)
         self.space = space
         """Its fingerprint."""
         self.dimensions = dimensions
@@ -116,6 +131,7 @@ class VectorStore:
 
     async def aclose(self) -> None:
         """Let go of the connection for searches."""
+        await self._healing.settle(wait_s=0)
         await self.line.aclose()
 
     def entry(self, *, digest: str, scope: str, vector: Vector, prompt: str) -> HashWrite:
@@ -124,6 +140,18 @@ class VectorStore:
         if prompt:
             fields += ["prompt", prompt]
         return self._keys.entry(self.space, digest), fields
+
+    async def lead_to(self, digest: str, entry: HashWrite) -> bool:
+        """Write *entry*, which leads to the answer *digest*, until that expires.
+
+        One round trip. Return whether there was such an answer; without it nothing is written.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        key, fields = entry
+        is_there = await _LEAD.run(self._connection, [self._keys.answer(digest), key], fields)
+        return bool(is_there)
 
     async def forget(self, entry_keys: Iterable[str]) -> None:
         """Delete semantic entries whose answers are gone. One round trip."""
@@ -159,7 +187,7 @@ class VectorStore:
                 raise
         # Not `ensure_index`: an index that cannot be used is a mistake in the set-up when the
         # cache is opened, but must not fail a call later on.
-        await self._create_index()
+        await self._healing.join()
         return None
 
     async def _index_names(self) -> set[str]:

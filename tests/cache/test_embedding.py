@@ -490,16 +490,6 @@ async def test_wrong_number_of_vectors_serves_nobody_a_strangers(queue, embedder
     assert all(isinstance(end, np.ndarray) for end in ended)
 
 
-async def test_queue_knows_whether_the_embedder_has_worked(queue, embedder):
-    embedder.returns = [[float("nan")] * 64]
-    await embed_all(queue, ["a"])
-    assert not queue.has_worked
-
-    embedder.returns = None
-    await embed_all(queue, ["a"])
-    assert queue.has_worked
-
-
 # ---------------------------------------------------------------------- kept embeddings
 
 

@@ -204,12 +204,12 @@ async def test_vectors_are_stored_a_few_at_a_time(cache, client):
     engine = cache._engine
 
     class Counting:
-        async def store(self, *args, **kwargs):
+        async def keep(self, *args, **kwargs):
             nonlocal under_way, most
             under_way += 1
             most = max(most, under_way)
             try:
-                return await engine.store(*args, **kwargs)
+                return await engine.keep(*args, **kwargs)
             finally:
                 under_way -= 1
 
