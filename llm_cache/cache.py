@@ -248,7 +248,8 @@ class LLMCache:
     async def _open(self) -> None:
         was_connected = self._is_connected
         try:
-            await self._connecting.join()
+            if not was_connected:
+                await self._connecting.join()
             if self.config.semantic:
                 await self._semantic.open()
             await self._upstream.prepare()

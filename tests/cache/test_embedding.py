@@ -21,6 +21,7 @@ from llm_cache.errors import (
     CacheClosed,
     ConfigurationError,
     EmbedderError,
+    EmbedderTimeout,
     InvalidEmbedding,
     MissingExtra,
     StoreUnavailable,
@@ -308,7 +309,7 @@ async def test_caller_is_out_of_time_by_its_own_clock(embedder):
     patient = EmbeddingQueue(embedder, timeout_s=5.0)
     hasty = EmbeddingQueue(embedder, timeout_s=0.01)
 
-    assert {type(error) for error in await embed_all(hasty, ["a", "a", "b"])} == {EmbedderError}
+    assert {type(error) for error in await embed_all(hasty, ["a", "a", "b"])} == {EmbedderTimeout}
     with pytest.raises(EmbedderError, match=r"took longer than embed_timeout_s=0\.01 s"):
         await hasty.embed("a")
     asked = await start(patient, ["a"])
