@@ -7,7 +7,7 @@ import time
 from collections.abc import Coroutine
 from typing import Any
 
-from llm_cache._background import Background
+from llm_cache._background import Background, done_within
 from llm_cache._budget import Budget
 from llm_cache._embedding import blames_text
 from llm_cache._health import Guard
@@ -70,6 +70,10 @@ class Placing:
         if self._task.cancelled():
             raise CacheClosed("the cache was closed while this call was under way")
         return self._task.result()
+
+    async def ended(self, wait_s: float) -> None:
+        """Wait until it is known, or known that it will not be; at most *wait_s* seconds."""
+        await done_within(self._task, wait_s)
 
     def cancel(self) -> None:
         """Give it up, if it is still under way."""

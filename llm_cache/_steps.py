@@ -223,13 +223,15 @@ class Steps:
         dependency = EMBEDDER
         try:
             turn.placing = self._placed(call, call.text)
-            if call.terms.control.no_cache or turn.is_cut_off:
-                # Where it stands is needed no sooner than the answer is stored.
+            if turn.is_cut_off:
                 return None
             dependency = SEARCH
             if not self._semantic.is_open:
                 with self._health.search.asked(budget):
                     await self._semantic.open()
+            if call.terms.control.no_cache:
+                # Where it stands is needed no sooner than the answer is stored.
+                return None
             dependency = EMBEDDER
             place = await turn.placing.arrived(budget)
             if place is None:

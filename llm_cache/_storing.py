@@ -89,7 +89,8 @@ class Storing:
         if self._config.store_in_background and self._is_full():
             return self._shed(call)
         lease, placing = turn.hand_over()
-        task = self._background.spawn(self._keep(call, answer, turn, lease, placing), name="store")
+        work = self._keep(call, answer, turn, lease, placing, wait_s=budget.left_s)
+        task = self._background.spawn(work, name="store")
         task.add_done_callback(partial(self._given_up, lease, placing))
         wait_s = 0.0 if self._config.store_in_background else budget.left_s
         refusal = await self._within(call, task, wait_s)
@@ -165,8 +166,17 @@ class Storing:
         return Refusal.SHED
 
     async def _keep(
-        self, call: Call, answer: Json, turn: Turn, lease: Lease | None, placing: Placing | None
+        self,
+        call: Call,
+        answer: Json,
+        turn: Turn,
+        lease: Lease | None,
+        placing: Placing | None,
+        *,
+        wait_s: float,
     ) -> str | None:
+        if placing is not None:
+            await placing.ended(wait_s)
         place = None if placing is None else placing.place
         epoch = turn.epoch or ""
         try:
