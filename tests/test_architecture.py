@@ -32,7 +32,7 @@ LAYERS = [
     {"_health", "_background"},
     {"_budget", "_plan"},
     {"_flight", "_redis", "_http", "_call", "reply", "local", "embedders", "local_chat"},
-    {"_exports"},
+    {"_deadline", "_exports"},
     {"_core"},
     {"events", "config", "labels", "tokens", "_savings"},
     {"prices"},

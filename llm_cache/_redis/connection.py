@@ -20,6 +20,7 @@ from redis.exceptions import (
 )
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from llm_cache._deadline import arm
 from llm_cache._redis.embedded import EmbeddedRedis
 from llm_cache.errors import ConfigurationError, StoreTimeout, StoreUnavailable
 
@@ -148,8 +149,13 @@ class Connection:
         limit_s = self._timeout_s if timeout_s is None else timeout_s
         try:
             begin_s = asyncio.get_running_loop().time() if since_s is None else since_s
-            async with asyncio.timeout_at(begin_s + limit_s):
-                return await operation
+            scope = asyncio.timeout(None)
+            timer = arm(scope, begin_s + limit_s)
+            try:
+                async with scope:
+                    return await operation
+            finally:
+                timer.cancel()
         except (TimeoutError, RedisTimeoutError) as error:
             name = "redis_timeout_s" if timeout_s is None else "added_latency_budget_s"
             raise StoreTimeout(f"no answer within {name}={limit_s:g} s") from error

@@ -36,6 +36,8 @@ class CoalescedReads:
         self._waiting: dict[str, list[asyncio.Future[Read]]] = {}
         self._waiting_since_s = 0.0
         self._is_busy = False
+        self._is_answering = True
+        """Whether Redis has answered the last time."""
         self._drain: asyncio.Task[None] | None = None
         self._line: Any = None
 
@@ -88,7 +90,9 @@ class CoalescedReads:
     async def _serve(self) -> None:
         try:
             while self._waiting:
-                since_s, batch = self._waiting_since_s, self._next_batch()
+                # Those who come while Redis answers have waited for others of their own process.
+                since_s = None if self._is_answering else self._waiting_since_s
+                batch = self._next_batch()
                 keys = list(batch)
                 try:
                     *values, companion = await self._connection.run(
@@ -140,9 +144,11 @@ class CoalescedReads:
             await line.send_packed_command(pack_command(command), check_health=False)
             values: list[bytes | None] = await line.read_response()
         except BaseException:
+            self._is_answering = False
             # A reply may still be on its way; the next read must not take it for its own.
             await self._hang_up()
             raise
+        self._is_answering = True
         return values
 
     async def _hang_up(self) -> None:

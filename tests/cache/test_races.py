@@ -94,7 +94,8 @@ from llm_cache.testing import FakeEmbedder
 
 async def main(redis_url, namespace, seed):
     config = CacheConfig(
-        namespace=namespace, redis_timeout_s=20, added_latency_budget_s=20, sliding_max_age_s=90_000, stats_flush_s=0.01,
+        namespace=namespace, redis_timeout_s=20, added_latency_budget_s=20,
+        sliding_max_age_s=90_000, stats_flush_s=0.01,
         review_sample_rate=1.0, keep_embeddings_s=100, guards=False,
     )
     embedder = FakeEmbedder(similarity_threshold=0.5)
