@@ -194,14 +194,15 @@ class Storing:
             if lease is not None:
                 self._leases.let_go(lease)
         if placing is not None:
-            self._follow(call, turn, placing, is_stored=refusal is None)
+            self._follow(call, turn, placing, is_led_to=place is not None or refusal is not None)
         return refusal
 
-    def _follow(self, call: Call, turn: Turn, placing: Placing, *, is_stored: bool) -> None:
-        """See to a prompt that has no place yet, although its answer is stored."""
+    def _follow(self, call: Call, turn: Turn, placing: Placing, *, is_led_to: bool) -> None:
+        """See to a prompt that had no place yet when its answer was stored."""
+        may_come = placing.is_under_way or placing.place is not None
         if placing.error is not None and not turn.is_told:
             self._tell(DependencyFailed(EMBEDDER, "embed", placing.error))
-        elif is_stored and placing.is_under_way and self._late < self._config.store_queue_size:
+        elif not is_led_to and may_come and self._late < self._config.store_queue_size:
             self._late += 1
             self._background.spawn(self._lead_there(call, placing, turn), name="store")
         else:
