@@ -95,9 +95,7 @@ async def test_verifier_has_a_time_of_its_own(make_cache, embedder):
             return True
 
     embedder.similar(QUESTION, REPHRASED, 0.8)
-    cache = await make_cache(
-        verifier=Slow(), verify_from=0.7, added_latency_budget_s=0.3
-    ).open()
+    cache = await make_cache(verifier=Slow(), verify_from=0.7, added_latency_budget_s=0.3).open()
     await cache.chat(QUESTION)
     assert (await cache.chat(REPHRASED)).status == "semantic"
 
