@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from llm_cache._core.keys import Keys
 from llm_cache._core.types import Candidate
 from llm_cache._core.vectors import Vector, check_vectors
 from llm_cache._embedding import EmbeddingQueue
+from llm_cache._flight import SharedRun
 from llm_cache._redis.connection import Connection
 from llm_cache._redis.embeddings import KeptEmbeddings
 from llm_cache._redis.exact import ExactStore
@@ -67,11 +69,7 @@ Accepts = Callable[[Sealed], bool]
 
 
 class SemanticLayer:
-    """Finds answers to prompts that mean the same.
-
-    An embedder whose very first vectors are unusable is a mistake in the set-up, and every call
-    says so. One that has worked and then fails is trouble, which the cache works around.
-    """
+    """Finds answers to prompts that mean the same."""
 
     def __init__(
         self,
@@ -94,6 +92,8 @@ class SemanticLayer:
         self._tell = tell
         self._vectors: VectorStore | ShardedVectors | None = None
         self._decisions: Decisions | None = None
+        # A caller waits for no longer than it may; the index is there for the next one.
+        self._opening = SharedRun(self._open, name="llm_cache.open.semantic", keeps_on=True)
         self._check_thresholds()
         self._embeddings = EmbeddingQueue(
             embedder,
@@ -103,9 +103,9 @@ class SemanticLayer:
         )
 
     @property
-    def has_worked(self) -> bool:
-        """Whether the embedder has ever answered usable vectors."""
-        return self._embeddings.has_worked
+    def is_open(self) -> bool:
+        """Whether `open` has done its work."""
+        return self._vectors is not None
 
     @property
     def vectors(self) -> VectorStore | ShardedVectors:
@@ -131,14 +131,22 @@ class SemanticLayer:
         return None if self._decisions is None else self._decisions.in_force(tenant_id).description
 
     async def open(self) -> None:
-        """Make sure of the index.
+        """Make ready the embedder and the index. Does nothing the second time.
 
-        Where the embedder does not tell its dimensions, one word is embedded to learn them.
+        Where the embedder does not tell its dimensions, one word is embedded to learn them. One
+        who is cancelled leaves it to those who come later.
 
         Raises:
             SearchModuleMissing, IndexMismatch, StoreUnavailable: from Redis.
             EmbedderError: the embedder had to be asked and failed.
         """
+        if not self.is_open:
+            await self._opening.join()
+
+    async def _open(self) -> None:
+        warm_up = getattr(self._embedder, "open", None)
+        if inspect.iscoroutinefunction(warm_up):
+            await warm_up()
         dimensions = self._embedder.dimensions
         if dimensions is None:
             dimensions = len(await self._embeddings.embed(_PROBE))
@@ -146,11 +154,12 @@ class SemanticLayer:
         vectors = self._store(space, dimensions)
         try:
             await vectors.ensure_index()
-            self._decisions = await self._open_decisions(vectors.space)
+            decisions = await self._open_decisions(vectors.space)
         except BaseException:
             await vectors.aclose()
             raise
-        self._vectors = vectors
+        decisions.start()
+        self._vectors, self._decisions = vectors, decisions
 
     def _store(self, space: str, dimensions: int) -> VectorStore | ShardedVectors:
         about = (self._connection, self._keys)
@@ -327,10 +336,23 @@ class SemanticLayer:
         Whoever waits for an embedding gets `CacheClosed`, for a search `StoreUnavailable`.
         """
         await self._embeddings.aclose()
-        if self._decisions is not None:
-            await self._decisions.aclose()
-        if self._vectors is not None:
-            await self._vectors.aclose()
+        await self._opening.settle(wait_s=0)
+        vectors, self._vectors = self._vectors, None
+        decisions, self._decisions = self._decisions, None
+        if decisions is not None:
+            await decisions.aclose()
+        if vectors is not None:
+            await vectors.aclose()
+
+    async def lead_to(self, place: Place, digest: str) -> bool:
+        """Let *place* lead to the answer *digest*, which is stored; return whether it still is.
+
+        One round trip.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        return await self.vectors.lead_to(digest, self.entry(place, digest))
 
     def entry(self, place: Place, digest: str) -> HashWrite:
         """Return the entry to store with the answer *digest*, so that *place* leads to it."""

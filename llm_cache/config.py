@@ -122,6 +122,20 @@ class CacheConfig:
     replay_chunks_per_s: float | None = None
     """Speed at which streams are replayed from the cache; `None` for as fast as can be."""
 
+    added_latency_budget_s: float = 0.25
+    """Most seconds the cache may add to a call, all its steps together: look-ups, embedding,
+    search, waiting for a connection; then the model is asked without it. What is left of it the
+    caller waits for the store. Waiting for another caller's answer to the same request does not
+    count, nor does a verifier, which has `verify_timeout_s`."""
+    fail_closed: bool = False
+    """Whether a call raises where Redis or the embedder fails, instead of asking the model."""
+    store_in_background: bool = False
+    """Whether an answer is returned before it is stored. The same request finds it all the same,
+    in this process and in others; a rephrased one does once it is stored."""
+    store_queue_size: int = 1_000
+    """Most answers that wait to be stored after they were returned; further ones are not stored.
+    They take memory, and are stored when the cache is closed, as far as Redis answers."""
+
     max_prompt_chars: int = 1_000_000
     """A request whose text is longer is refused."""
     max_entry_bytes: int = 1_048_576
@@ -134,10 +148,11 @@ class CacheConfig:
     """Most connections in the Redis pool of one cache object; callers beyond it wait. Outside of
     it there are one for exact look-ups and, once needed, one for news of other processes."""
     redis_timeout_s: float = 2.0
-    """Most seconds one Redis round trip may take, waiting for a connection included. It has to
-    cover the lag of a busy event loop too: 200 misses at once keep one busy for over a second."""
+    """Most seconds one Redis round trip may take, waiting for a connection included; on the way
+    to an answer, no more than is left of `added_latency_budget_s`."""
     embed_timeout_s: float = 10.0
-    """Most seconds one embedding may take, its time in the queue included."""
+    """Most seconds one embedding may take, its time in the queue included. A call waits for no
+    longer than its budget; what comes later is stored with the answer."""
     keep_embeddings_s: float | None = None
     """Seconds for which the vector of a prompt is kept in Redis, so that it is not embedded again;
     `None` keeps none. Pays where prompts recur in many scopes, or outlive their answers."""
@@ -192,14 +207,14 @@ class CacheConfig:
         self._check_review()
         self._check_verifying()
         check_prices(self.prices)
-        whole = ("max_prompt_chars", "max_entry_bytes", "max_connections")
+        whole = ("max_prompt_chars", "max_entry_bytes", "max_connections", "store_queue_size")
         for name in (*whole, "review_max_items", "stats_tenants"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigurationError(f"{name} must be a whole number above 0; got {value!r}")
         for name in (
             *("redis_timeout_s", "embed_timeout_s", "verify_timeout_s"),
-            *("keep_embeddings_s", "stats_flush_s"),
+            *("keep_embeddings_s", "stats_flush_s", "added_latency_budget_s"),
         ):
             value = getattr(self, name)
             is_off = value is None and name == "keep_embeddings_s"

@@ -39,7 +39,10 @@ Read = Callable[[int], Awaitable[None]]
 async def run(settings: Settings) -> list[Row]:
     """Measure 100, 1,000 and 10,000 callers, and one."""
     config = CacheConfig(
-        namespace=f"bench.concurrent.{time.time_ns()}", semantic=False, redis_timeout_s=10
+        namespace=f"bench.concurrent.{time.time_ns()}",
+        semantic=False,
+        redis_timeout_s=10,
+        added_latency_budget_s=10,
     )
     async with (
         ScriptedUpstream() as upstream,

@@ -127,6 +127,10 @@ class ShardedVectors:
         """Return key and fields of a semantic entry, as `VectorStore.entry` does."""
         return self._whole.entry(**fields)
 
+    async def lead_to(self, digest: str, entry: HashWrite) -> bool:
+        """Let an answer that is there be found, as `VectorStore.lead_to` does."""
+        return await self._whole.lead_to(digest, entry)
+
     async def forget(self, entry_keys: Iterable[str]) -> None:
         """Delete semantic entries whose answers are gone. One round trip."""
         await self.line.execute_all(*(("UNLINK", key) for key in entry_keys))

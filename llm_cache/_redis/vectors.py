@@ -30,8 +30,9 @@ from llm_cache._core.kept import Kept, read_kept
 from llm_cache._core.keys import Keys, answer_digest
 from llm_cache._core.types import Candidate
 from llm_cache._core.vectors import Vector, salted_blob
+from llm_cache._flight import SharedRun
 from llm_cache._redis.connection import Command, Connection, Lane
-from llm_cache._redis.lease import HashWrite
+from llm_cache._redis.lease import HashWrite, Script
 from llm_cache._redis.line import Line
 from llm_cache.errors import (
     ConfigurationError,
@@ -57,6 +58,16 @@ _ROUNDING = 0.01
 _LOST = ("no such index", "unknown index name", "index not found")
 
 
+# An answer that is gone is led to by nothing; one that took its place is to the same request.
+_LEAD = Script("""
+local ttl = redis.call('PTTL', KEYS[1])
+if ttl <= 0 then return 0 end
+redis.call('HSET', KEYS[2], unpack(ARGV))
+redis.call('PEXPIRE', KEYS[2], ttl)
+return 1
+""")
+
+
 class VectorStore:
     """The semantic entries of one vector space in one namespace."""
 
@@ -76,10 +87,14 @@ class VectorStore:
             raise ConfigurationError(
                 f"an embedder must have 1 to {_MAX_DIMENSIONS} dimensions; got {dimensions}"
             )
+        self._connection = connection
         self._keys = keys
         self._cipher = cipher
         # Of a cluster, one primary (`shards.py`).
         self._tag = tag
+        # Of many searches that find it gone, one makes it anew. Of many processes, too: to all
+        # others Redis says that it is there.
+        self._healing = SharedRun(self._create_index, name="llm_cache.index", keeps_on=True)
         self.space = space
         """Its fingerprint."""
         self.dimensions = dimensions
@@ -147,6 +162,7 @@ class VectorStore:
 
     async def aclose(self) -> None:
         """Let go of the connection for searches."""
+        await self._healing.settle(wait_s=0)
         await self.line.aclose()
 
     def entry(self, *, digest: str, scope: str, vector: Vector, kept: Kept) -> HashWrite:
@@ -155,6 +171,18 @@ class VectorStore:
         if text := kept.field(self._cipher, self.space, scope, digest):
             fields += ["prompt", text]
         return self._keys.entry(self.space, digest), fields
+
+    async def lead_to(self, digest: str, entry: HashWrite) -> bool:
+        """Write *entry*, which leads to the answer *digest*, until that expires.
+
+        One round trip. Return whether there was such an answer; without it nothing is written.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        key, fields = entry
+        is_there = await _LEAD.run(self._connection, [self._keys.answer(digest), key], fields)
+        return bool(is_there)
 
     async def forget(self, entry_keys: Iterable[str]) -> None:
         """Delete semantic entries whose answers are gone. One round trip."""
@@ -226,7 +254,7 @@ class VectorStore:
                 raise
         # Not `ensure_index`: an index that cannot be used is a mistake in the set-up when the
         # cache is opened, but must not fail a call later on.
-        await self._create_index()
+        await self._healing.join()
         return None
 
     async def _index_names(self) -> set[str]:
