@@ -85,11 +85,12 @@ def compare(new: Signature, cached: Signature) -> Comparison:
 def _unveiled(veiled: Signature, new: Signature) -> Signature:
     """Return *veiled* with the words of *new*, and those opposed to them, for their hashes."""
     known = {veil(word): word for word in (*new.tokens, *new.numbers)}
-    hidden = {word for word in veiled.tokens if "?" in word} - known.keys()
+    there = frozenset(veiled.tokens)
+    hidden = {token for token in there - known.keys() if "?" in token}
     if hidden:
-        own = [word for token, word in known.items() if "?" in token]
+        own = [known[token] for token in known.keys() - there if known[token].islower()]
         opposed = {veil(word): word for other in own for word in _relatives(other) if word}
-        known.update((hash_, word) for hash_, word in opposed.items() if hash_ in hidden)
+        known.update((token, word) for token, word in opposed.items() if token in hidden)
     return translated(veiled, known)
 
 
