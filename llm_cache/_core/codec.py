@@ -131,7 +131,7 @@ class Sealed:
                 body = blob[_HEADER.size + self._details_bytes :]
             try:
                 plain = packing.unpack((blob[1] & _PACKED) >> _PACKED_SHIFT, body)
-                self._answer = _decoder.decode(plain.decode())
+                self._answer = _parse(plain)
             except (ValueError, RecursionError) as error:
                 raise CorruptEntry(_UNREADABLE) from error
         return self._answer
@@ -288,6 +288,15 @@ def _is_deep(answer: Json) -> bool:
         if not level:
             return False
     return True
+
+
+def _parse(body: bytes) -> Json:
+    # `decode` would look for white space around it, which takes as long as a short answer.
+    text = body.decode()
+    answer, end = _decoder.raw_decode(text)
+    if end != len(text):
+        raise ValueError("there is something behind the answer")
+    return answer
 
 
 def _checksum(start: bytes, rest: bytes | memoryview, digest: str) -> int:

@@ -67,9 +67,10 @@ class Scope:
         """
         # What all requests of the scope begin with is hashed once.
         ended = self._begun.copy()
-        ended.update(_framed(normalized.encode()))
-        encoded: bytes = b2a_base64(ended.digest()[:_DIGEST_BYTES], newline=False)
-        return encoded.decode().replace("+", "-").replace("/", "_")
+        encoded = normalized.encode()
+        ended.update(b"%d:%b" % (len(encoded), encoded))
+        digest: str = b2a_base64(ended.digest()[:_DIGEST_BYTES], newline=False).decode()
+        return digest.replace("+", "-").replace("/", "_")
 
 
 def tenant_id(tenant: str | None, secret: str | None) -> str | None:
