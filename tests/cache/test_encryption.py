@@ -196,3 +196,22 @@ def test_keys_are_not_in_the_repr_of_settings_or_cache(make_cache):
     cache = make_cache(encryption_keys=[KEY])
     shown = repr(cache.config) + repr(cache) + repr(vars(cache))
     assert repr(KEY)[2:-1] not in shown
+
+
+async def test_sweep_removes_what_was_invalidated_though_it_cannot_read_it(
+    encrypted, redis, namespace
+):
+    await encrypted.chat(QUESTION, tags=["old"])
+    await encrypted.chat("Another question", tags=["new"])
+    await encrypted.invalidate(tag="old")
+    await encrypted._sweeper.settle()
+    assert len([name async for name in redis.scan_iter(f"{namespace}:x:*")]) == 1
+    assert len([name async for name in redis.scan_iter(f"{namespace}:s:*")]) == 1
+
+
+async def test_stream_is_replayed_from_what_is_encrypted(encrypted, upstream):
+    upstream.answer("The Antarctic coast.")
+    for status in ("miss", "exact"):
+        stream = await encrypted.chat(QUESTION, stream=True)
+        assert "".join([piece async for piece in stream]) == "The Antarctic coast."
+        assert stream.status == status

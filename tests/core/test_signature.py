@@ -112,6 +112,28 @@ def test_what_the_words_do_not_show(a, b, reason):
 
 
 @pytest.mark.parametrize(
+    ("a", "b", "reason"),
+    [
+        ("Kann ich die Karte sperren?", "Kann ich die Karte nicht sperren?", "negation"),
+        ("Wie öffne ich das Konto?", "Wie schließe ich das Konto?", "antonyms"),
+        ("Der Zug von Berlin nach Bonn?", "Der Zug von Bonn nach Berlin?", "order"),
+        ("Was kostet es für zwei Personen?", "Was kostet es für drei Personen?", "numbers"),
+        ("Wie ändere ich mein Passwort?", "Wie kann ich mein Passwort ändern?", None),
+        ("Comment ouvrir un compte ?", "Comment fermer un compte ?", "antonyms"),
+        ("Je peux payer avec ma carte ?", "Je ne peux pas payer avec ma carte ?", "negation"),
+        ("Où est la salle ouverte le lundi ?", "Où est la salle ouverte le mardi ?", "numbers"),
+        ("¿Cómo puedo abrir una cuenta?", "¿Cómo puedo cerrar una cuenta?", "antonyms"),
+        ("¿Qué puedo comer con mi perro?", "¿Qué no puedo comer con mi perro?", "negation"),
+    ],
+)  # fmt: skip
+def test_guards_read_each_language_with_its_own_lists(a, b, reason):
+    assert objection(a, b) == reason
+    assert (objection(b, a) is None) == (reason is None)
+    assert not compare(analyse(a), analyse(b)).is_listed
+    assert compare(analyse(a), unpack(pack(b))).objection == reason
+
+
+@pytest.mark.parametrize(
     ("prompt", "language"),
     [
         ("How do I reset my password?", "en"),
