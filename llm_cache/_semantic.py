@@ -23,7 +23,7 @@ from llm_cache._redis.vectors import VectorStore
 from llm_cache.config import CacheConfig, check_threshold
 from llm_cache.embedders import Embedder
 from llm_cache.errors import ConfigurationError, EmbedderError, LLMCacheError
-from llm_cache.events import Event
+from llm_cache.events import DependencyFailed, Event
 
 if TYPE_CHECKING:
     from llm_cache._core.hit_policy import Decision
@@ -147,6 +147,7 @@ class SemanticLayer:
             space=identity.fingerprint(self._embedder.model_id, dimensions),
             dimensions=dimensions,
             cipher=self._cipher,
+            corrupt=lambda error: self._tell(DependencyFailed("redis", "lookup_semantic", error)),
         )
         try:
             await vectors.ensure_index()

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from llm_cache._core.encryption import Cipher
-from llm_cache._core.kept import Kept, read_kept
+from llm_cache._core.kept import Kept, open_kept
 from llm_cache._core.keys import Keys, answer_digest
 from llm_cache._core.types import Candidate
 from llm_cache._core.vectors import Vector, salted_blob
@@ -35,6 +35,7 @@ from llm_cache._redis.lease import HashWrite
 from llm_cache._redis.line import Command, Line
 from llm_cache.errors import (
     ConfigurationError,
+    CorruptEntry,
     IndexMismatch,
     SearchModuleMissing,
     StoreUnavailable,
@@ -67,6 +68,7 @@ class VectorStore:
         space: str,
         dimensions: int,
         cipher: Cipher | None = None,
+        corrupt: Callable[[CorruptEntry], object] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if not 0 < dimensions <= _MAX_DIMENSIONS:
@@ -75,6 +77,7 @@ class VectorStore:
             )
         self._keys = keys
         self._cipher = cipher
+        self._corrupt = corrupt
         self.space = space
         """Its fingerprint."""
         self.dimensions = dimensions
@@ -165,7 +168,11 @@ class VectorStore:
         # Of vectors that are rounded. The comparison is false for NaN, too.
         if key != self._keys.entry(self.space, digest) or not abs(similarity) <= 1 + _ROUNDING:
             return None
-        kept = read_kept(row.get(b"prompt", b""), self._cipher, self.space, scope, digest)
+        try:
+            kept = open_kept(row.get(b"prompt", b""), self._cipher, self.space, scope, digest)
+        except CorruptEntry as error:
+            self._corrupt(error)
+            return None
         if kept is None:
             return None
         return Candidate(
