@@ -6,7 +6,7 @@ import asyncio
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llm_cache._core import keys as identity
 from llm_cache._core.codec import Sealed
@@ -26,7 +26,7 @@ from llm_cache._redis.vectors import VectorStore
 from llm_cache.config import CacheConfig, check_threshold
 from llm_cache.embedders import Embedder
 from llm_cache.errors import ConfigurationError, EmbedderError, LLMCacheError
-from llm_cache.events import Event
+from llm_cache.events import DependencyFailed, Event
 
 if TYPE_CHECKING:
     from llm_cache._core.hit_policy import Decision
@@ -162,16 +162,17 @@ class SemanticLayer:
         self._vectors, self._decisions = vectors, decisions
 
     def _store(self, space: str, dimensions: int) -> VectorStore | ShardedVectors:
-        about = (self._connection, self._keys)
+        about: dict[str, Any] = {
+            "space": space,
+            "dimensions": dimensions,
+            "cipher": self._cipher,
+            "corrupt": lambda error: self._tell(
+                DependencyFailed("redis", "lookup_semantic", error)
+            ),
+        }
         if self._connection.is_cluster:
-            return ShardedVectors(
-                *about,
-                space=space,
-                dimensions=dimensions,
-                cipher=self._cipher,
-                tell=self._tell,
-            )
-        return VectorStore(*about, space=space, dimensions=dimensions, cipher=self._cipher)
+            return ShardedVectors(self._connection, self._keys, **about, tell=self._tell)
+        return VectorStore(self._connection, self._keys, **about)
 
     async def _open_decisions(self, space: str) -> Decisions:
         # With its word lists it is a sixth of what an import of this package costs.

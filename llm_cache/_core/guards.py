@@ -4,9 +4,10 @@ Embeddings put "from London to Paris" beside "from Paris to London". What differ
 prompts is a few words, so these guards look at the words. A guard objects or has nothing to say:
 that none objects does not mean that two prompts ask the same.
 
-`analyse` each prompt once, then `compare` it with each candidate. The words are those of English,
-from the lists in `llm_cache/_data/guards`; in other languages numbers, names and words that stand
-in the place of another still count, opposites do not: `Comparison.is_listed` says so.
+`analyse` each prompt once, then `compare` it with each candidate. The words are those of the lists
+in `llm_cache/_data/guards`. Only English has all of them, which `Comparison.is_listed` says;
+German, French and Spanish have negations, numbers, times and the commonest opposites. In others,
+numbers in digits, names and words that stand in the place of another still count.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from llm_cache._core.lexicon import load
+from llm_cache._core.lexicon import languages, load
 from llm_cache._core.signature import Signature, analyse, pack, translated, unpack, veil
 
 __all__ = [
@@ -35,7 +36,8 @@ __all__ = [
 
 def prepare() -> None:
     """Read the word lists, which the first call would do otherwise. Takes 20 ms or more."""
-    load()
+    for language in languages():
+        load(language)
 
 
 def objection(new: str, cached: str) -> str | None:
@@ -64,7 +66,7 @@ class Comparison:
     length_ratio: float
     """Words of the shorter prompt by those of the longer, up to 1."""
     is_listed: bool
-    """Whether there are word lists for their language. Where not, opposites go unseen."""
+    """Whether there are all word lists for their language. Where not, opposites go unseen."""
 
 
 def compare(new: Signature, cached: Signature) -> Comparison:
@@ -85,11 +87,12 @@ def compare(new: Signature, cached: Signature) -> Comparison:
 def _unveiled(veiled: Signature, new: Signature) -> Signature:
     """Return *veiled* with the words of *new*, and those opposed to them, for their hashes."""
     known = {veil(word): word for word in (*new.tokens, *new.numbers)}
-    hidden = {word for word in veiled.tokens if "?" in word} - known.keys()
+    there = frozenset(veiled.tokens)
+    hidden = {token for token in there - known.keys() if "?" in token}
     if hidden:
-        own = [word for token, word in known.items() if "?" in token]
+        own = [known[token] for token in known.keys() - there if known[token].islower()]
         opposed = {veil(word): word for other in own for word in _relatives(other) if word}
-        known.update((hash_, word) for hash_, word in opposed.items() if hash_ in hidden)
+        known.update((token, word) for token, word in opposed.items() if token in hidden)
     return translated(veiled, known)
 
 
@@ -126,7 +129,7 @@ def _difference(new: Signature, cached: Signature) -> _Difference:
     if only_new and only_cached:
         only_new, only_cached = _spelled_out(only_new, only_cached, new.names, cached)
         only_cached, only_new = _spelled_out(only_cached, only_new, cached.names, new)
-    weak = load().weak
+    weak = new.lists.weak
     return _Difference(
         only_new,
         only_cached,
@@ -173,7 +176,7 @@ def _language(new: Signature, cached: Signature, _: _Difference) -> bool:
 def _numbers(new: Signature, cached: Signature, difference: _Difference) -> bool:
     if new.numbers != cached.numbers and _count_apart(new.numbers, cached.numbers):
         return True
-    return _times_apart(difference) or _units_apart(difference)
+    return _times_apart(difference) or _units_apart(new, difference)
 
 
 def _count_apart(new: Sequence[str], cached: Sequence[str]) -> bool:
@@ -202,8 +205,8 @@ def _times_apart(difference: _Difference) -> bool:
     return bool(new and cached) or any(time[0] == "@" for time in (*new, *cached))
 
 
-def _units_apart(difference: _Difference) -> bool:
-    units = load().units
+def _units_apart(new: Signature, difference: _Difference) -> bool:
+    units = new.lists.units
     return not units.isdisjoint(difference.new) and not units.isdisjoint(difference.cached)
 
 
@@ -216,7 +219,7 @@ def _negation(new: Signature, cached: Signature, difference: _Difference) -> boo
     if new.negations and cached.negations:
         return (new.negations - cached.negations) % 2 == 1
     affirmative = difference.cached if new.negations else difference.new
-    return load().failures.isdisjoint(affirmative)
+    return new.lists.failures.isdisjoint(affirmative)
 
 
 # With one of these a word turns into its opposite; the stem of "-less" ends in a single s.
@@ -256,17 +259,17 @@ _TURNING: Final = tuple(_INSTEAD)
 _SUFFIXES: Final = ("ful", "les")
 
 
-def _antonyms(_: Signature, __: Signature, difference: _Difference) -> bool:
+def _antonyms(text: Signature, _: Signature, difference: _Difference) -> bool:
     new, cached = difference.new, difference.cached
     if not new or not cached:
         return False
-    if _opposed(load().antonyms, new, cached):
+    if _opposed(text.lists.antonyms, new, cached):
         return True
     if _turned_round(new, cached) or _turned_round(cached, new):
         return True
     # Particles are too common to mean anything unless nothing else differs.
     only_function_words = all(token.isupper() for token in (*new, *cached))
-    return only_function_words and _opposed(load().particles, new, cached)
+    return only_function_words and _opposed(text.lists.particles, new, cached)
 
 
 def _opposed(
@@ -324,7 +327,7 @@ _ACTIVE: Final = frozenset(("DO", "DID"))
 def _order(new: Signature, cached: Signature, difference: _Difference) -> bool:
     if new.roles != cached.roles and _turned(new.roles ^ cached.roles, new, cached):
         return True
-    lexicon = load()
+    lexicon = new.lists
     exchanged = new.roles != cached.roles and _objects_exchanged(new, cached)
     # Only then can the same words stand in another order.
     if lexicon.auxiliaries.issuperset((difference.new | difference.cached) - {"BY"}):
@@ -349,7 +352,7 @@ def _turned(apart: frozenset[tuple[str, str]], new: Signature, cached: Signature
 
 def _objects_exchanged(new: Signature, cached: Signature) -> bool:
     """Whether a preposition governs two words of both prompts the other way round."""
-    directed = load().directed
+    directed = new.lists.directed
     for role, word in new.roles - cached.roles:
         if role in directed and word in cached.tokens:
             for other, object_ in cached.roles - new.roles:
@@ -410,7 +413,7 @@ def _meaningful(text: Signature) -> list[str]:
 
 
 def _bones(text: Signature) -> list[str]:
-    auxiliaries = load().auxiliaries
+    auxiliaries = text.lists.auxiliaries
     return [token for token in text.tokens if token not in auxiliaries]
 
 
@@ -430,7 +433,7 @@ def _middles(a: Sequence[str], b: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _constraint(new: Signature, cached: Signature, difference: _Difference) -> bool:
-    restrictions = load().restrictions
+    restrictions = new.lists.restrictions
     if not restrictions.isdisjoint(difference.new | difference.cached):
         return True
     if difference.new_content and difference.cached_content:
@@ -503,7 +506,7 @@ def _substituted(new: Signature, cached: Signature, difference: _Difference) -> 
     apart = [(a, b) for a, b in pairs if a != b]
     if all(a in content and b in other for a, b in apart):
         return True
-    return len(apart) == 1 and load().verbs.union(content, other).issuperset(apart[0])
+    return len(apart) == 1 and new.lists.verbs.union(content, other).issuperset(apart[0])
 
 
 _CONSTRAINT: Final = "constraint"

@@ -12,7 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
-from llm_cache._core.encryption import Cipher
+from llm_cache._core.encryption import Cipher, UnknownKey
+from llm_cache.errors import CorruptEntry
 
 _SIGNATURE: Final = b"\xfe"
 _ENCRYPTED: Final = b"\xff"
@@ -38,22 +39,35 @@ class Kept:
         return _ENCRYPTED + cipher.encrypt(plain, _KIND, *[text.encode() for text in bound])
 
 
-def read_kept(stored: bytes, cipher: Cipher | None, *bound: str) -> Kept | None:
-    """Return what is *stored*; `None` where it cannot be read here. Never raises.
+def open_kept(stored: bytes, cipher: Cipher | None, *bound: str) -> Kept | None:
+    """Return what is *stored*; `None` where other workers can read it, and this one cannot.
 
-    That is, where there is a *cipher*, all that it did not encrypt for this very place.
+    That is, without a *cipher*, what is encrypted; with it, what is not, or under another key.
+
+    Raises:
+        CorruptEntry: it was encrypted for another place, or changed.
     """
     if cipher is not None:
-        try:
-            stored = cipher.decrypt(
-                stored.removeprefix(_ENCRYPTED), _KIND, *[text.encode() for text in bound]
-            )
-        except ValueError:
+        if stored[:1] != _ENCRYPTED:
             return None
+        try:
+            stored = cipher.decrypt(stored[1:], _KIND, *[text.encode() for text in bound])
+        except UnknownKey:
+            return None
+        except ValueError as error:
+            raise CorruptEntry(f"a stored prompt {error}") from None
     if stored[:1] == _SIGNATURE:
         return Kept(signature=stored[1:])
     try:
         # What is encrypted is no text either.
         return Kept(prompt=stored.decode())
     except UnicodeDecodeError:
+        return None
+
+
+def read_kept(stored: bytes, cipher: Cipher | None, *bound: str) -> Kept | None:
+    """Return what `open_kept` does, and `None` where that raises."""
+    try:
+        return open_kept(stored, cipher, *bound)
+    except CorruptEntry:
         return None

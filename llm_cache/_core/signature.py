@@ -12,10 +12,10 @@ from functools import cache, lru_cache
 from hashlib import blake2b
 from typing import Final
 
-from llm_cache._core.lexicon import Kind, Lexicon, Phrase, load
+from llm_cache._core.lexicon import Kind, Lexicon, Phrase, languages, load
 
 LISTED_LANGUAGE: Final = "en"
-"""The one with word lists."""
+"""The one that has all the lists; others have some of them."""
 
 # No embedder compares longer prompts as a whole; what is behind must be equal to the letter.
 _READ_CHARS: Final = 16_384
@@ -55,13 +55,24 @@ class Signature:
 
     @property
     def is_listed(self) -> bool:
-        """Whether there are word lists for the language."""
+        """Whether there are all word lists for the language."""
         return self.language == LISTED_LANGUAGE
+
+    @property
+    def lists(self) -> Lexicon:
+        """The word lists that it was read with."""
+        return lists_of(self.language)
 
     @property
     def unread(self) -> tuple[bytes, bytes, str]:
         """What the tokens do not show."""
         return self.rest, self.code, self.symbols
+
+
+@cache
+def lists_of(language: str) -> Lexicon:
+    """Return the lists to read *language* with: English ones where it has none."""
+    return load(language if language in languages() else LISTED_LANGUAGE)
 
 
 def analyse(text: str, *, most_tokens: int = _READ_TOKENS) -> Signature:
@@ -70,10 +81,9 @@ def analyse(text: str, *, most_tokens: int = _READ_TOKENS) -> Signature:
     Takes time linear in its length (about 20 µs for a one-line question) and never raises.
     """
     written, unread = _tokens(text, most_tokens)
-    lexicon = load()
-    reader = _Reader(written, lexicon)
-    language = _language(reader.lower, lexicon, is_ascii=text.isascii())
-    reader.read()
+    reader = _Reader(written)
+    language = _language(reader.lower, load(), is_ascii=text.isascii())
+    reader.read(lists_of(language))
     spans = _CODE.findall(text) if "`" in text else ()
     return reader.signature(
         unread,
@@ -203,9 +213,11 @@ def veil(token: str) -> str:
 
 @cache
 def _listed() -> frozenset[str]:
-    lexicon = load()
-    words = {entry[1] for entry in lexicon.entries.values()} | lexicon.weak | lexicon.names
-    return frozenset(words.union(lexicon.antonyms, lexicon.classes.values(), lexicon.restrictions))
+    found: set[str] = set()
+    for lexicon in map(load, languages()):
+        found.update([entry[1] for entry in lexicon.entries.values()], lexicon.weak, lexicon.names)
+        found.update(lexicon.antonyms, lexicon.classes.values(), lexicon.restrictions)
+    return frozenset(found)
 
 
 def _veiled(signature: Signature) -> Signature:
@@ -400,8 +412,8 @@ class _Reader:
         "lower",
     )  # fmt: skip
 
-    def __init__(self, written: list[str], lexicon: Lexicon) -> None:
-        self._lexicon = lexicon
+    def __init__(self, written: list[str]) -> None:
+        self._lexicon = load()
         # Padded, so that the neighbours of any word can be looked at; `_at` is the next to read.
         self._written = ["", *written, "", ""]
         self.lower = [token.lower() for token in self._written]
@@ -420,8 +432,9 @@ class _Reader:
         self._role = ""
         self._governing = False
 
-    def read(self) -> None:
-        entries = self._lexicon.entries
+    def read(self, lexicon: Lexicon) -> None:
+        self._lexicon = lexicon
+        entries = lexicon.entries
         lower, written = self.lower, self._written
         at, end = 1, len(lower) - 2
         while at < end:

@@ -26,7 +26,7 @@ from llm_cache._redis.connection import Connection, Lane
 from llm_cache._redis.lease import HashWrite
 from llm_cache._redis.line import Lines
 from llm_cache._redis.vectors import VectorStore
-from llm_cache.errors import StoreError, StoreTimeout, StoreUnavailable
+from llm_cache.errors import CorruptEntry, StoreError, StoreTimeout, StoreUnavailable
 from llm_cache.events import DependencyFailed, Event
 
 _GRACE_S = 0.1
@@ -56,6 +56,7 @@ class ShardedVectors:
         space: str,
         dimensions: int,
         cipher: Cipher | None = None,
+        corrupt: Callable[[CorruptEntry], None] = lambda _: None,
         tell: Callable[[Event], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -67,6 +68,7 @@ class ShardedVectors:
             "space": space,
             "dimensions": dimensions,
             "cipher": cipher,
+            "corrupt": corrupt,
         }
         # As if there were one server, which with a coordinator there is.
         self._whole = VectorStore(connection, keys, **self._settings)

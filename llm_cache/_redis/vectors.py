@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from llm_cache._core.encryption import Cipher
-from llm_cache._core.kept import Kept, read_kept
+from llm_cache._core.kept import Kept, open_kept
 from llm_cache._core.keys import Keys, answer_digest
 from llm_cache._core.types import Candidate
 from llm_cache._core.vectors import Vector, salted_blob
@@ -36,6 +36,7 @@ from llm_cache._redis.lease import HashWrite, Script
 from llm_cache._redis.line import Line
 from llm_cache.errors import (
     ConfigurationError,
+    CorruptEntry,
     IndexMismatch,
     SearchModuleMissing,
     StoreUnavailable,
@@ -79,6 +80,7 @@ class VectorStore:
         space: str,
         dimensions: int,
         cipher: Cipher | None = None,
+        corrupt: Callable[[CorruptEntry], object] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
         lane: Lane | None = None,
         tag: str = "",
@@ -95,6 +97,7 @@ class VectorStore:
         # Of many searches that find it gone, one makes it anew. Of many processes, too: to all
         # others Redis says that it is there.
         self._healing = SharedRun(self._create_index, name="llm_cache.index", keeps_on=True)
+        self._corrupt = corrupt
         self.space = space
         """Its fingerprint."""
         self.dimensions = dimensions
@@ -218,7 +221,11 @@ class VectorStore:
         # Of vectors that are rounded. The comparison is false for NaN, too.
         if key != self._keys.entry(self.space, digest) or not abs(similarity) <= 1 + _ROUNDING:
             return None
-        kept = read_kept(row.get(b"prompt", b""), self._cipher, self.space, scope, digest)
+        try:
+            kept = open_kept(row.get(b"prompt", b""), self._cipher, self.space, scope, digest)
+        except CorruptEntry as error:
+            self._corrupt(error)
+            return None
         if kept is None:
             return None
         return Candidate(

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from llm_cache import CacheConfig
-from llm_cache.errors import ConfigurationError
+from llm_cache.errors import ConfigurationError, CorruptEntry
 from llm_cache.events import DependencyFailed
 from llm_cache.inspection import inspect_stored
 from llm_cache.transfer import export_entries, import_entries
@@ -113,7 +113,9 @@ async def test_ciphertexts_that_change_places_are_misses_and_told(
     assert events.of(DependencyFailed)
 
 
-async def test_prompt_of_another_entry_is_no_candidate(encrypted, embedder, redis, namespace):
+async def test_prompt_of_another_entry_is_no_candidate_and_told(
+    encrypted, embedder, redis, namespace, events
+):
     embedder.similar(QUESTION, REPHRASED, 0.99)
     await encrypted.chat(QUESTION)
     await encrypted.chat("Another question")
@@ -123,6 +125,7 @@ async def test_prompt_of_another_entry_is_no_candidate(encrypted, embedder, redi
         await redis.hset(name, "prompt", prompt)
 
     assert (await encrypted.chat(REPHRASED)).status == "miss"
+    assert {type(failed.error) for failed in events.of(DependencyFailed)} == {CorruptEntry}
 
 
 async def test_invalidation_by_pattern_reaches_encrypted_prompts(encrypted):
@@ -196,3 +199,22 @@ def test_keys_are_not_in_the_repr_of_settings_or_cache(make_cache):
     cache = make_cache(encryption_keys=[KEY])
     shown = repr(cache.config) + repr(cache) + repr(vars(cache))
     assert repr(KEY)[2:-1] not in shown
+
+
+async def test_sweep_removes_what_was_invalidated_though_it_cannot_read_it(
+    encrypted, redis, namespace
+):
+    await encrypted.chat(QUESTION, tags=["old"])
+    await encrypted.chat("Another question", tags=["new"])
+    await encrypted.invalidate(tag="old")
+    await encrypted._sweeper.settle()
+    assert len([name async for name in redis.scan_iter(f"{namespace}:x:*")]) == 1
+    assert len([name async for name in redis.scan_iter(f"{namespace}:s:*")]) == 1
+
+
+async def test_stream_is_replayed_from_what_is_encrypted(encrypted, upstream):
+    upstream.answer("The Antarctic coast.")
+    for status in ("miss", "exact"):
+        stream = await encrypted.chat(QUESTION, stream=True)
+        assert "".join([piece async for piece in stream]) == "The Antarctic coast."
+        assert stream.status == status

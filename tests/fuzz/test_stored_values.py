@@ -143,11 +143,11 @@ def body_of(entry: Entry, body: bytes, *, packed: bool) -> bytes:
 
 
 def test_answer_of_the_largest_size_is_the_last_that_is_read():
-    blob = encode_entry(replace(SHORT, answer=0), DIGEST)
-    blob += b" " * (MOST_BYTES - len(blob))
-    assert decode_entry(mended(blob), DIGEST) is not None
+    blob = encode_entry(replace(SHORT, answer=""), DIGEST)
+    text = b"x" * (MOST_BYTES - len(blob))
+    assert decode_entry(mended(blob[:-1] + text + b'"'), DIGEST) is not None
     with pytest.raises(CorruptEntry, match="too long"):
-        open_sealed(mended(blob + b" "), DIGEST)
+        open_sealed(mended(blob[:-1] + text + b'x"'), DIGEST)
 
 
 def test_answer_that_would_be_too_large_is_not_written():
