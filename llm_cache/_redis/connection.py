@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.exceptions import (
     AskError,
     AuthenticationError,
@@ -25,6 +26,7 @@ from llm_cache._redis.embedded import EmbeddedRedis
 from llm_cache._redis.lanes import (
     Command,
     Lane,
+    MasterPool,
     dedicated,
     lane_over,
     master_pool,
@@ -32,9 +34,6 @@ from llm_cache._redis.lanes import (
     single_pool,
 )
 from llm_cache.errors import ConfigurationError, StoreError, StoreTimeout, StoreUnavailable
-
-if TYPE_CHECKING:
-    from redis import asyncio as redis
 
 __all__ = ["Command", "Connection", "Lane", "dedicated", "mask"]
 
@@ -91,7 +90,7 @@ class Connection:
         return int(pool.connection_kwargs.get("db") or 0)
 
     @property
-    def client(self) -> redis.Redis:
+    def client(self) -> Redis:
         """The client of the only server, once `open` has returned."""
         return self._only().client
 
@@ -119,8 +118,8 @@ class Connection:
         """
         if self._cluster is not None:
             try:
+                # That of its nodes which answer will do: others may be lost.
                 await self._explained(self._cluster.open())
-                await self._explained(self.each("PING"))
             except BaseException:
                 await self._cluster.aclose()
                 raise
@@ -303,7 +302,7 @@ class Connection:
             raise _not_open()
         return self._lane
 
-    def _pool(self, url: str) -> redis.BlockingConnectionPool:
+    def _pool(self, url: str) -> BlockingConnectionPool:
         if self._address.kind is Kind.SENTINEL:
             # Time is left to ask the next one.
             patience_s = self._timeout_s / (len(self._address.hosts) + 1)
@@ -333,6 +332,31 @@ class Connection:
                 f"no usable Redis at {mask(self._address.url)}: {str(error).rstrip('.')}. Check"
                 " the URL, start one with `docker compose up -d redis`, or use embedded://"
             ) from error.__cause__
+
+
+async def client_of_one(url: str, *, timeout_s: float, **settings: Any) -> Redis:
+    """Return a client of redis-py's to one server: to the master, or to some primary.
+
+    For looking at a Redis from outside; nothing of it is shared with a cache.
+
+    Raises:
+        ConfigurationError: *url* cannot work.
+        StoreUnavailable: no Redis told where that is.
+    """
+    address = read_address(url)
+    if address.kind is Kind.SINGLE:
+        return Redis.from_url(url, **settings)
+    connection = Connection(url, max_connections=1, timeout_s=timeout_s)
+    await connection.open()
+    try:
+        pool = connection.lane().client.connection_pool
+        if isinstance(pool, MasterPool):
+            host, port = await connection.run(pool.get_master_address())  # type: ignore[no-untyped-call]
+        else:
+            host, port = (pool.connection_kwargs[name] for name in ("host", "port"))
+    finally:
+        await connection.aclose()
+    return Redis(host=host, port=port, ssl=address.is_secure, **{**address.options, **settings})
 
 
 def raise_first(commands: Sequence[Command], answers: Sequence[Any]) -> None:

@@ -82,7 +82,7 @@ def dedicated(client: redis.Redis, **settings: Any) -> AbstractConnection:
     return link
 
 
-class _MasterPool(SentinelConnectionPool, redis.BlockingConnectionPool):
+class MasterPool(SentinelConnectionPool, redis.BlockingConnectionPool):
     """Connections to the master of the moment; whoever finds none free waits."""
 
     async def disconnect(self, inuse_connections: bool = True) -> None:  # noqa: FBT001, FBT002 - redis-py's
@@ -130,7 +130,7 @@ def master_pool(
         },
     )
     settings = {**_settings(max_connections), **address.options}
-    return _MasterPool(  # type: ignore[no-untyped-call]
+    return MasterPool(  # type: ignore[no-untyped-call]
         address.service, sentinels, ssl=address.is_secure, **settings
     )
 

@@ -220,8 +220,6 @@ class SplitReads:
             StoreUnavailable: one of them did not answer, or not in time.
         """
         about_key, about_companion = self._ask(key), self._ask(self._companion)
-        # Whoever leaves before, by an error or a cancellation, does not look at it any more.
-        about_companion.add_done_callback(observe)
         value, _ = await about_key
         companion, _ = await about_companion
         return await self._found(key, value), await self._found(self._companion, companion)
@@ -238,7 +236,10 @@ class SplitReads:
             reads = self._each[lane] = CoalescedReads(
                 self._connection, None, lane=lane, timeout_s=self._timeout_s
             )
-        return reads.ask(key)
+        asked = reads.ask(key)
+        # Whoever leaves before, by an error or a cancellation, does not look at it any more.
+        asked.add_done_callback(observe)
+        return asked
 
     async def _found(self, key: str, value: Any) -> bytes | None:
         if isinstance(value, AskError):  # as is `MovedError`
