@@ -104,6 +104,21 @@ async def test_opening_that_everybody_left_leaves_nothing_behind(make_cache, gat
     assert "llm_cache.open" not in {task.get_name() for task in asyncio.all_tasks()}
 
 
+async def test_opening_that_is_given_up_does_not_take_calls_along(make_cache, gated):
+    cache = make_cache(embedder=gated.embedder)
+    opening = asyncio.create_task(cache.open())
+    await gated.asked.wait()
+    call = asyncio.create_task(cache.chat(QUESTION))
+    while not cache._engine._under_way():
+        await asyncio.sleep(0)
+    opening.cancel()
+    await asyncio.gather(opening, return_exceptions=True)
+    gated.gate.set()
+
+    assert (await call).status in ("miss", "bypass")
+    assert (await cache.chat("another")).status in ("miss", "semantic")
+
+
 async def test_cache_that_is_closed_while_it_opens_says_so(make_cache, gated):
     before = asyncio.all_tasks()
     cache = make_cache(embedder=gated.embedder)
