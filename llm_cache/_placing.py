@@ -13,7 +13,7 @@ from llm_cache._core.breaker import State
 from llm_cache._embedding import blames_text
 from llm_cache._health import Guard
 from llm_cache._semantic import Place
-from llm_cache.errors import CacheClosed, EmbedderError
+from llm_cache.errors import CacheClosed, EmbedderError, LLMCacheError
 
 
 class Placing:
@@ -71,6 +71,9 @@ class Placing:
             raise
         if self._task.cancelled():
             raise CacheClosed("the cache was closed while this call was under way")
+        error = self._task.exception()
+        if isinstance(error, Exception) and not isinstance(error, LLMCacheError):
+            raise self._guard.broken(error) from error
         return self._task.result()
 
     async def ended(self, wait_s: float) -> None:

@@ -277,8 +277,8 @@ class LLMCache:
     async def _disconnect(self) -> None:
         """Undo what an opening has done that failed."""
         await self._connecting.drop()
-        if self._connecting.is_running:
-            # Calls wait for it. They open the cache on their own behalf.
+        if self._connecting.is_running or self._exact.is_in_use:
+            # Calls have opened the cache on their own behalf, and go on with it.
             return
         self._is_connected = False
         await self._statistics.stop()

@@ -41,6 +41,11 @@ class CoalescedReads:
         self._drain: asyncio.Task[None] | None = None
         self._line: Any = None
 
+    @property
+    def is_in_use(self) -> bool:
+        """Whether anything has been read."""
+        return self._line is not None or self._is_busy
+
     async def get(self, key: str) -> Read:
         """Return the values of *key* and of the companion. At most one round trip of its own.
 
@@ -142,7 +147,7 @@ class CoalescedReads:
             command: tuple[Any, ...] = ("MGET", *keys, self._companion)
             # hiredis packs in an eighth of the time that the connection takes.
             await line.send_packed_command(pack_command(command), check_health=False)
-            values: list[bytes | None] = await line.read_response()
+            values = _checked(await line.read_response(), len(keys) + 1)
         except BaseException:
             self._is_answering = False
             # A reply may still be on its way; the next read must not take it for its own.
@@ -155,6 +160,12 @@ class CoalescedReads:
         line, self._line = self._line, None
         if line is not None:
             await line.disconnect(nowait=True)
+
+
+def _checked(reply: Any, count: int) -> list[bytes | None]:
+    if type(reply) is not list or len(reply) != count:
+        raise RedisConnectionError("the reply to MGET has another shape")
+    return reply
 
 
 def _closed() -> StoreUnavailable:
