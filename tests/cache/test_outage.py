@@ -128,7 +128,7 @@ async def test_opening_that_is_given_up_does_not_take_calls_along(make_cache, ga
     opening = asyncio.create_task(cache.open())
     await gated.asked.wait()
     call = asyncio.create_task(cache.chat(QUESTION))
-    while not cache._exact.is_in_use:
+    while not cache._exact.is_in_use:  # noqa: ASYNC110 - it tells nobody
         await asyncio.sleep(0)
     opening.cancel()
     await asyncio.gather(opening, return_exceptions=True)
