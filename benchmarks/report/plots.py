@@ -311,31 +311,49 @@ def memory_per_entry(sections: Json) -> Figure | None:
     """What an entry takes in Redis, beside the peers' where they were measured."""
     section = sections.get("memory", {})
     rows = [("llm_cache, " + r["name"], r["bytes_per_entry"]) for r in section.get("rows", [])]
-    peers = sections.get("peers", {}).get("rows", [])
-    rows += [(p["name"], p["bytes_per_entry"]) for p in peers if p.get("bytes_per_entry")]
+    rows += [
+        (f"{peer['name']}, {layer}", peer[layer]["bytes_per_entry"])
+        for layer in ("exact", "semantic")
+        for peer in sections.get("peers", {}).get("rows", [])
+        if peer[layer] and not peer["name"].startswith("llm_cache")
+    ]
     rows = [(name, value) for name, value in rows if value]
     return None if not rows else _bars(rows, "kilobytes per entry", scale=1e-3, digits=1)
 
 
 def peers_exact_hit(sections: Json) -> Figure | None:
     """Median of an exact hit, ours and the peers'."""
-    return _peer_bars(sections, "exact_hit", "exact hit, p50, microseconds", 1e6)
+    rows = _peers(sections, "exact", "hit", "p50_s")
+    return _bars(rows, "exact hit, p50, microseconds", scale=1e6, digits=0) if rows else None
 
 
 def peers_semantic_hit(sections: Json) -> Figure | None:
     """Median of a semantic hit with the vector given, ours and the peers'."""
-    return _peer_bars(sections, "semantic_hit", "semantic hit, vector given, p50, ms", 1e3)
+    rows = _peers(sections, "semantic", "hit", "p50_s")
+    label = "semantic hit, vector given, p50, ms"
+    return _bars(rows, label, scale=1e3, digits=2) if rows else None
 
 
-def _peer_bars(sections: Json, what: str, label: str, scale: float) -> Figure | None:
+def peers_crowd(sections: Json) -> Figure | None:
+    """What many callers at once get, ours and the peers'."""
     rows = [
-        (peer["name"], peer[what]["p50_s"])
-        for peer in sections.get("peers", {}).get("rows", [])
-        if (peer.get(what) or {}).get("p50_s")
+        (f"{name}, {layer}", value)
+        for layer in ("exact", "semantic")
+        for name, value in _peers(sections, layer, "crowd", "per_s")
     ]
-    if len(rows) < 2:
-        return None  # nobody to stand beside
-    return _bars(rows, label, scale=scale, digits=2 if scale < 1e6 else 0)
+    callers = sections.get("peers", {}).get("callers")
+    return _bars(rows, f"{callers} callers, hits per second", scale=1, digits=0) if rows else None
+
+
+def _peers(sections: Json, layer: str, part: str, figure: str) -> list[tuple[str, float]]:
+    """Return a figure of everybody, or nothing where nobody is beside ours."""
+    rows = [
+        (peer["name"], peer[layer][part][figure])
+        for peer in sections.get("peers", {}).get("rows", [])
+        if peer[layer] and peer[layer][part][figure]
+    ]
+    is_beside = any(not name.startswith("llm_cache") for name, _ in rows)
+    return rows if is_beside else []
 
 
 def _bars(rows: list[tuple[str, float]], label: str, *, scale: float, digits: int) -> Figure:
@@ -361,4 +379,5 @@ _PLOTS: dict[str, Callable[[Json], Figure | None]] = {
     "memory_per_entry": memory_per_entry,
     "peers_exact_hit": peers_exact_hit,
     "peers_semantic_hit": peers_semantic_hit,
+    "peers_crowd": peers_crowd,
 }
