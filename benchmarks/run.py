@@ -1,17 +1,18 @@
 """`run`: everything, and a report of it.
 
-`--quick` takes about three minutes, all of it half an hour; `--soak` adds 20 minutes at a steady
-rate.
+`--quick` takes about three minutes, and ten seconds or so for each peer that is installed; all of
+it takes half an hour. `--soak` adds 20 minutes at a steady rate, and their warm-up.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from benchmarks import side_by_side
-from benchmarks.command import add_options, measured
+from benchmarks.command import add_options, measured, positive
 from benchmarks.embedding import MeteredEmbedder, make_embedder
 from benchmarks.latency import command as latency
 from benchmarks.latency import self_test
@@ -30,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     add_options(parser)
     parser.add_argument("--quick", action="store_true", help="about three minutes")
-    parser.add_argument("--soak", action="store_true", help="20 minutes at 70 %% of the knee, too")
+    parser.add_argument("--soak", action="store_true", help="a soak at 70 %% of the knee, too")
+    parser.add_argument("--soak-minutes", type=positive, default=20.0, help="default: 20")
     parser.add_argument("--only", type=_parts, default=PARTS, help=f"some of {','.join(PARTS)}")
     parser.add_argument(
         "--peers",
@@ -40,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " names install what is not there from PyPI, each into an environment of its own",
     )
     parser.add_argument(
-        "--peer-seconds", type=float, default=120.0, help="most that a peer may take"
+        "--peer-seconds", type=positive, default=120.0, help="most that a peer may take"
     )
     hitrate.add_stream_options(parser)
     load.add_load_options(parser)
@@ -55,7 +57,11 @@ def run(arguments: argparse.Namespace) -> int:
             if session.stop.is_set():
                 return
             session.progress.say(f"--- {part}")
-            await _PARTS[part](arguments, session, results)
+            started_s = time.monotonic()
+            try:
+                await _PARTS[part](arguments, session, results)
+            finally:
+                results.took(part, time.monotonic() - started_s)
             results.save()  # what is done is done, whatever comes
 
     return measured(arguments, measure)
@@ -89,7 +95,7 @@ async def _soak(arguments: argparse.Namespace, session: Session, results: Result
         embedder="instant",
         ttl_s=60.0,
         rate=None if knee is None else 0.7 * knee,
-        minutes=20.0,
+        minutes=arguments.soak_minutes,
         warm_up_minutes=None,
     )
     await soak.soak(changed, session, results)

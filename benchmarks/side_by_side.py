@@ -185,6 +185,8 @@ class _Bench:
                 await self._fill(row, started, ours)
         except PeerUnavailable as error:
             row["why_not"] = str(error)
+        except RedisError as error:
+            row["why_not"] = f"Redis stopped answering ({type(error).__name__})"
         except TimeoutError:
             is_stopped = self._session.stop.is_set()
             limit = f"it took more than {self._plan.seconds_each:g} s"

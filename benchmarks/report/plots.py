@@ -205,14 +205,13 @@ def latency_by_percentile(sections: Json) -> Figure | None:
 
 
 _STAGE_COLOURS = {
-    "embedding": _ORANGE,
+    "key": _PURPLE,
+    "redis": _BLUE,
     "search": _GREEN,
+    "embedding": _ORANGE,
+    "guards": _RED,
     "upstream": _SKY,
     "rest": _GREY,
-    "key": _PURPLE,
-    "lookup": _BLUE,
-    "guards": _RED,
-    "store": "#000000",
 }
 
 

@@ -104,6 +104,9 @@ def _conditions(page: Page, data: Json) -> None:
             f"{machine['load_at_start']} at the start, {machine['load_at_end']} at the end",
         ),
     ]
+    if "parts_s" in data:
+        parts = (f"{name} {seconds(took_s)}" for name, took_s in data["parts_s"].items())
+        rows.append(("its parts took", ", ".join(parts)))
     if redis:
         search = redis["search_version"] or "none"
         rows.append(("Redis", f"{redis['version']}, search {search}, `{redis['url']}`"))
@@ -277,39 +280,41 @@ def _latency(page: Page, section: Json) -> None:
     _stages(page, scenes)
 
 
+_STAGES = {
+    "key": "key",
+    "redis": "Redis",
+    "search": "search",
+    "embedding": "embedding",
+    "guards": "guards",
+    "upstream": "model",
+    "rest": "rest",
+}
+
+
 def _stages(page: Page, scenes: Sequence[Json]) -> None:
     page.say(
         "### Where the time goes",
-        "Means. The embedder and the model's HTTP request are timed around them; the search is"
-        " what Redis says of `FT.SEARCH`; *rest* is everything else: this process, round trips,"
-        " and waiting. What the guards take is the difference between the two kinds of semantic"
-        f" hits, round by round: {_guards_cost(scenes)}.",
+        "Means, up to the first token where calls stream. *Key* is what it takes to tell which"
+        " request it is, measured by itself. *Embedding* and *model* are timed around the embedder"
+        " and the model's HTTP request. *Redis* is how long this process waited for it, the search"
+        " left out: what the server says that `FT.SEARCH` took. *Guards* is the difference between"
+        f" the two kinds of semantic hits, round by round: {_guards_cost(scenes)}. *Rest* is"
+        " everything else that this process did.",
     )
     page.plots("latency_stages")
-    names = ("embedding", "search", "upstream", "rest")
     page.table(
-        ("", "whole", "embedding", "search", "model", "rest", "commands in Redis"),
+        ("", "whole", *_STAGES.values(), "commands in Redis"),
         [
             (
                 scene["name"],
                 duration(scene["stages"]["whole_s"]),
-                *(duration(scene["stages"]["outside"][name]) for name in names),
+                *(duration(scene["stages"]["outside"].get(name)) for name in _STAGES),
                 _commands(scene["stages"]["commands"]),
             )
             for scene in scenes
         ],
     )
-    page.say("Commands inside scripts are counted, too.")
-    told = [scene for scene in scenes if scene["stages"]["told"]]
-    if told:
-        stages = sorted({name for scene in told for name in scene["stages"]["told"]})
-        page.say("Stages as the cache tells them in its events, p50:")
-        page.table(("", *stages), [(s["name"], *_told(s, stages)) for s in told])
-
-
-def _told(scene: Json, stages: Sequence[str]) -> list[str]:
-    told = scene["stages"]["told"]
-    return [duration(told[name]["p50_s"]) if name in told else NONE for name in stages]
+    page.say("Commands inside scripts are counted, too; for streams, those after the first token.")
 
 
 def _commands(commands: Mapping[str, Json]) -> str:

@@ -106,24 +106,30 @@ async def test_others_are_rows_with_what_they_do_wrong_or_why_they_cannot_run(ro
     assert "ConnectionError: no such server" in rows["refusing"]["why_not"]
 
 
-@pytest.mark.parametrize(("is_stopped", "why"), [(False, "more than 3 s"), (True, "was stopped")])
-async def test_a_peer_that_hangs_is_left_behind(
-    around, results, metered, make_peer, tmp_path, is_stopped, why
-):
-    def stop_at_the_peer(text: str) -> None:
-        if is_stopped and "hanging" in text:
-            around.stop.set()
+@pytest.fixture
+def last_row(around, results, metered, make_peer, tmp_path):
+    async def of_a_peer_that_hangs(**bounds: Any) -> dict[str, Any]:
+        plan = Plan(entries=10, reads=5, blocks=1, callers=2, **bounds)
+        hanging = make_peer("hanging", HANGING)
+        await measure(around, results, plan, metered, [hanging], environments=tmp_path)
+        row: dict[str, Any] = results.section("peers")["rows"][-1]
+        return row
 
-    around.progress.say = stop_at_the_peer
-    plan = Plan(entries=10, reads=5, blocks=1, callers=2, seconds_each=30 if is_stopped else 3)
-    hanging = make_peer("hanging", HANGING)
-    await measure(around, results, plan, metered, [hanging], environments=tmp_path)
+    return of_a_peer_that_hangs
 
-    assert why in results.section("peers")["rows"][-1]["why_not"]
+
+async def test_a_peer_that_hangs_is_left_behind(last_row):
+    assert (await last_row(seconds_each=3))["why_not"] == "it took more than 3 s"
+
+
+async def test_ctrl_c_ends_a_peer_that_hangs(last_row, around):
+    around.progress.say = lambda text: around.stop.set() if "hanging" in text else None
+
+    assert (await last_row())["why_not"] == "it was stopped"
 
 
 async def test_a_process_that_dies_says_where_its_last_words_are(make_peer, tmp_path):
-    with pytest.raises(PeerUnavailable, match="the driver ended .*dying.log"):
+    with pytest.raises(PeerUnavailable, match=r"the driver ended .*dying\.log"):
         async with running(make_peer("dying", "raise SystemExit('ouch')"), tmp_path) as peer:
             await peer.open(url="", dimensions=1, threshold=0.9, namespace="x")
 

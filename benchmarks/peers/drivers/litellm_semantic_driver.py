@@ -21,8 +21,9 @@ class Given(litellm.CustomLLM):
         self.known = {}
         self._any = [0.0] * (dimensions - 1) + [1.0]
 
-    def embedding(self, *, input, model_response, **_):
-        texts = input if isinstance(input, list) else [input]
+    def embedding(self, *, model_response, **options):
+        given = options["input"]
+        texts = given if isinstance(given, list) else [given]
         model_response.data = [
             {"object": "embedding", "index": i, "embedding": self.known.get(text, self._any)}
             for i, text in enumerate(texts)
