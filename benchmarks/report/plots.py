@@ -308,13 +308,13 @@ def soak_memory(sections: Json) -> Figure | None:
 
 def memory_per_entry(sections: Json) -> Figure | None:
     """What an entry takes in Redis, beside the peers' where they were measured."""
-    section = sections.get("memory", {})
-    rows = [("llm_cache, " + r["name"], r["bytes_per_entry"]) for r in section.get("rows", [])]
+    ours = sections.get("memory", {}).get("rows", [])
+    rows = [("llm_cache, " + row["name"], row["bytes_per_entry"]) for row in ours]
     rows += [
         (f"{peer['name']}, {layer}", peer[layer]["bytes_per_entry"])
         for layer in ("exact", "semantic")
         for peer in sections.get("peers", {}).get("rows", [])
-        if peer[layer] and not peer["name"].startswith("llm_cache")
+        if peer[layer] and not (ours and _is_ours(peer["name"]))
     ]
     rows = [(name, value) for name, value in rows if value]
     return None if not rows else _bars(rows, "kilobytes per entry", scale=1e-3, digits=1)
@@ -335,13 +335,19 @@ def peers_semantic_hit(sections: Json) -> Figure | None:
 
 def peers_crowd(sections: Json) -> Figure | None:
     """What many callers at once get, ours and the peers'."""
-    rows = [
-        (f"{name}, {layer}", value)
-        for layer in ("exact", "semantic")
-        for name, value in _peers(sections, layer, "crowd", "per_s")
-    ]
     callers = sections.get("peers", {}).get("callers")
-    return _bars(rows, f"{callers} callers, hits per second", scale=1, digits=0) if rows else None
+    shown = {
+        layer: rows
+        for layer in ("exact", "semantic")
+        if (rows := _peers(sections, layer, "crowd", "per_s"))
+    }
+    if not shown:
+        return None
+    most = max(len(rows) for rows in shown.values())
+    figure, grid = _axes(len(shown), height=0.4 * most + 1.2)
+    for axes, (layer, rows) in zip(grid, shown.items(), strict=True):
+        _draw_bars(axes, rows, f"{layer} hits per second, {callers} callers", digits=0)
+    return figure
 
 
 def _peers(sections: Json, layer: str, part: str, figure: str) -> list[tuple[str, float]]:
@@ -351,20 +357,28 @@ def _peers(sections: Json, layer: str, part: str, figure: str) -> list[tuple[str
         for peer in sections.get("peers", {}).get("rows", [])
         if peer[layer] and peer[layer][part][figure]
     ]
-    is_beside = any(not name.startswith("llm_cache") for name, _ in rows)
-    return rows if is_beside else []
+    return rows if any(not _is_ours(name) for name, _ in rows) else []
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith("llm_cache")
 
 
 def _bars(rows: list[tuple[str, float]], label: str, *, scale: float, digits: int) -> Figure:
     figure, (axes,) = _axes(1, height=0.4 * len(rows) + 0.9)
-    colours = [_BLUE if name.startswith("llm_cache") else _GREY for name, _ in rows]
-    values = [value * scale for _, value in rows]
+    scaled = [(name, value * scale) for name, value in rows]
+    _draw_bars(axes, scaled, label, digits=digits)
+    return figure
+
+
+def _draw_bars(axes: Axes, rows: list[tuple[str, float]], label: str, *, digits: int) -> None:
+    values = [value for _, value in rows]
+    colours = [_BLUE if _is_ours(name) else _GREY for name, _ in rows]
     bars = axes.barh([name for name, _ in rows], values, color=colours, height=0.6)
     axes.bar_label(bars, [f" {value:,.{digits}f}" for value in values], fontsize=8)
     axes.invert_yaxis()
     axes.set(xlabel=label)
-    axes.set_xlim(0, 1.12 * max(values))
-    return figure
+    axes.set_xlim(0, 1.2 * max(values))
 
 
 _PLOTS: dict[str, Callable[[Json], Figure | None]] = {

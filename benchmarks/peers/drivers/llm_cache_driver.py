@@ -27,9 +27,10 @@ class Given:
         raise NotImplementedError("every vector is given")
 
 
-class Ours(Driver):
-    def __init__(self, *, guards):
-        self._guards = guards
+class Unguarded(Driver):
+    """Guards stand in the semantic layer alone, so without them that is all there is to ask."""
+
+    guards = False
 
     async def open(self, url, *, dimensions, threshold, namespace):
         self._upstream = ScriptedUpstream(record=False)
@@ -38,15 +39,9 @@ class Ours(Driver):
             url,
             client=self._upstream.client(),
             embedder=Given(dimensions, threshold),
-            config=CacheConfig(namespace=namespace, guards=self._guards),
+            config=CacheConfig(namespace=namespace, guards=self.guards),
         )
         await self._cache.open()
-
-    async def exact_set(self, key, value):
-        await self._cache.store_exact(key, value)
-
-    async def exact_get(self, key):
-        return (await self._cache.chat(key)).text
 
     async def semantic_store(self, prompt, vector, answer):
         await self._cache.store_semantic(prompt, answer, vector=vector)
@@ -60,4 +55,14 @@ class Ours(Driver):
         await self._upstream.aclose()
 
 
-serve(Ours(guards="--no-guards" not in sys.argv))
+class Ours(Unguarded):
+    guards = True
+
+    async def exact_set(self, key, value):
+        await self._cache.store_exact(key, value)
+
+    async def exact_get(self, key):
+        return (await self._cache.chat(key)).text
+
+
+serve(Unguarded() if "--no-guards" in sys.argv else Ours())
