@@ -216,6 +216,11 @@ class SplitReads:
         self._timeout_s = timeout_s
         self._each: dict[Lane, CoalescedReads] = {}
 
+    @property
+    def is_in_use(self) -> bool:
+        """Whether anything has been read."""
+        return any(reads.is_in_use for reads in self._each.values())
+
     async def get(self, key: str) -> Read:
         """Return the values of *key* and of the companion: one round trip to each of the two.
 
