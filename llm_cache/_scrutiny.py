@@ -16,10 +16,10 @@ from llm_cache._semantic import Accepts, Finding, Place, SemanticHit, SemanticLa
 from llm_cache.config import CacheConfig
 from llm_cache.errors import ConfigurationError
 from llm_cache.events import CandidateVerified, DecisionCompared, Event
-from llm_cache.verify import Verifier, is_verified, same_text
 
 if TYPE_CHECKING:
     from llm_cache._core.hit_policy import Judged
+    from llm_cache.verify import Verifier
 
 MOST_IN_BACKGROUND = 100
 """Verifications that wait for their verifier at a time; further candidates are not verified."""
@@ -48,11 +48,8 @@ class Scrutiny:
         *,
         tell: Callable[[Event], None],
     ) -> None:
-        if verifier is not None and not isinstance(verifier, Verifier):
-            raise ConfigurationError(
-                "verifier must have `async verify(new, cached, answer)`;"
-                f" got {type(verifier).__name__}"
-            )
+        if verifier is not None:
+            _check(verifier)
         if verifier is None and config.verify_from is not None:
             raise ConfigurationError("verify_from needs somebody to ask: LLMCache(…, verifier=…)")
         self._semantic = semantic
@@ -97,6 +94,8 @@ class Scrutiny:
     async def _agrees(
         self, verifier: Verifier, call: Call, place: Place, hit: SemanticHit
     ) -> bool:
+        from llm_cache.verify import is_verified
+
         said = await is_verified(
             verifier,
             place.prompt,
@@ -119,6 +118,7 @@ class Scrutiny:
         none for a hit. Raises as `fetch`.
         """
         from llm_cache._core import shadow
+        from llm_cache.verify import same_text
 
         candidate = shadow.compared(finding.decision)
         hit = finding.hit
@@ -169,4 +169,14 @@ class Scrutiny:
                 tenant=call.terms.tenant_id,
                 space=self._semantic.vectors.space,
             )
+        )
+
+
+def _check(verifier: object) -> None:
+    from llm_cache.verify import Verifier
+
+    if not isinstance(verifier, Verifier):
+        raise ConfigurationError(
+            "verifier must have `async verify(new, cached, answer)`;"
+            f" got {type(verifier).__name__}"
         )

@@ -21,7 +21,6 @@ from llm_cache._redis.connection import Connection
 from llm_cache._redis.embeddings import KeptEmbeddings
 from llm_cache._redis.exact import ExactStore
 from llm_cache._redis.lease import HashWrite
-from llm_cache._redis.shards import ShardedVectors
 from llm_cache._redis.vectors import VectorStore
 from llm_cache.config import CacheConfig, check_threshold
 from llm_cache.embedders import Embedder
@@ -31,6 +30,7 @@ from llm_cache.events import DependencyFailed, Event
 if TYPE_CHECKING:
     from llm_cache._core.hit_policy import Decision
     from llm_cache._decisions import Decisions
+    from llm_cache._redis.shards import ShardedVectors
 
 _CANDIDATES = 4
 _MOST_CANDIDATES = 256
@@ -171,6 +171,8 @@ class SemanticLayer:
             ),
         }
         if self._connection.is_cluster:
+            from llm_cache._redis.shards import ShardedVectors
+
             return ShardedVectors(self._connection, self._keys, **about, tell=self._tell)
         return VectorStore(self._connection, self._keys, **about)
 

@@ -40,7 +40,6 @@ from llm_cache._core.targets import ANYONE, Kind
 from llm_cache._core.types import ChatRequest, Json
 from llm_cache._ends import Answered, Fresh, exact_end, semantic_end
 from llm_cache._engine import Engine
-from llm_cache._explain import Explanation, explain
 from llm_cache._flight import SharedRun
 from llm_cache._http.upstream import Upstream
 from llm_cache._invalidate import (
@@ -86,7 +85,6 @@ from llm_cache.events import (
 )
 from llm_cache.prices import PriceList
 from llm_cache.reply import CachedValue, CacheInfo, ChatReply, ChatStream
-from llm_cache.verify import Verifier
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -94,6 +92,8 @@ if TYPE_CHECKING:
 
     from llm_cache._core.policy_file import StoredPolicy
     from llm_cache._decisions import Decisions
+    from llm_cache._explain import Explanation
+    from llm_cache.verify import Verifier
 
 _DRAIN_S = 5.0
 _P = ParamSpec("_P")
@@ -630,6 +630,8 @@ class LLMCache:
             EmbedderError: the embedder failed.
             StoreError: Redis failed.
         """
+        from llm_cache._explain import explain
+
         call, request = self._plan_given(prompt, options)
         await self.open()
         return await explain(

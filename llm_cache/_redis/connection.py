@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.exceptions import (
@@ -21,8 +21,6 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from llm_cache._deadline import arm
 from llm_cache._redis.address import Kind, mask, read_address
-from llm_cache._redis.cluster import Cluster, Send
-from llm_cache._redis.embedded import EmbeddedRedis
 from llm_cache._redis.lanes import (
     Command,
     Lane,
@@ -34,6 +32,10 @@ from llm_cache._redis.lanes import (
     single_pool,
 )
 from llm_cache.errors import ConfigurationError, StoreError, StoreTimeout, StoreUnavailable
+
+if TYPE_CHECKING:
+    from llm_cache._redis.cluster import Cluster, Send
+    from llm_cache._redis.embedded import EmbeddedRedis
 
 __all__ = ["Command", "Connection", "Lane", "dedicated", "mask"]
 
@@ -59,13 +61,14 @@ class Connection:
 
     def __init__(self, url: str, *, max_connections: int, timeout_s: float) -> None:
         self._address = read_address(url)
-        kind = self._address.kind
-        self._embedded = EmbeddedRedis.from_url(url) if kind is Kind.EMBEDDED else None
+        self._embedded = _embedded(url) if self._address.kind is Kind.EMBEDDED else None
         self._max_connections = max_connections
         self._timeout_s = timeout_s
         self._lane: Lane | None = None
         self._cluster: Cluster | None = None
-        if kind is Kind.CLUSTER:
+        if self._address.kind is Kind.CLUSTER:
+            from llm_cache._redis.cluster import Cluster
+
             self._cluster = Cluster(
                 self._address, max_connections=max_connections, timeout_s=timeout_s
             )
@@ -357,6 +360,13 @@ async def client_of_one(url: str, *, timeout_s: float, **settings: Any) -> Redis
     finally:
         await connection.aclose()
     return Redis(host=host, port=port, ssl=address.is_secure, **{**address.options, **settings})
+
+
+def _embedded(url: str) -> EmbeddedRedis:
+    # Most programs have a server.
+    from llm_cache._redis.embedded import EmbeddedRedis
+
+    return EmbeddedRedis.from_url(url)
 
 
 def raise_first(commands: Sequence[Command], answers: Sequence[Any]) -> None:
