@@ -384,7 +384,7 @@ def test_make_alone_lists_every_target():
 
     assert listed == targets
     assert targets == [
-        *("help", "demo", "test", "test-fuzz", "test-heavy", "lint", "types"),
+        *("help", "demo", "test", "test-heavy", "test-fuzz", "lint", "types"),
         *("bench", "correctness", "clean"),
     ]
 
