@@ -40,14 +40,14 @@ def _not_here(request: pytest.FixtureRequest, topology: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def shape(topology: str) -> Iterator[Shape]:
+def redis_shape(topology: str) -> Iterator[Shape]:
     with shape_of(topology) as shape:
         yield shape
 
 
 @pytest.fixture(scope="session")
-def redis_url(shape: Shape) -> str:
-    return shape.url
+def redis_url(redis_shape: Shape) -> str:
+    return redis_shape.url
 
 
 @pytest.fixture
@@ -56,9 +56,9 @@ def namespace() -> str:
 
 
 @pytest.fixture
-async def redis(shape: Shape) -> AsyncIterator[Any]:
+async def redis(redis_shape: Shape) -> AsyncIterator[Any]:
     """A client of redis-py's that may do everything."""
-    client = shape.client()
+    client = redis_shape.client()
     yield client
     await client.aclose()
 

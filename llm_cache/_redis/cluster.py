@@ -82,13 +82,15 @@ class Cluster:
 
     async def aclose(self) -> None:
         """Close all connections."""
+        # First of all, so that nobody looks for the slots again.
+        self._slots, self._lanes = {}, ()
         watching, self._watching = self._watching, None
         if watching is not None:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
-        lanes, self._all, self._slots, self._lanes = list(self._all.values()), {}, {}, ()
-        for lane in lanes:
-            await lane.client.aclose()
+        lanes, self._all = list(self._all.values()), {}
+        # One that cannot be closed in peace, such as that of a lost server, holds up no other.
+        await asyncio.gather(*(lane.client.aclose() for lane in lanes), return_exceptions=True)
 
     def suspect(self) -> None:
         """Look at the slots again in the background: something has failed."""
@@ -197,7 +199,8 @@ class Cluster:
         self._known = list(dict.fromkeys([*lanes, *self._known, *self._address.hosts]))
         for host in self._all.keys() - lanes.keys():
             # It may come back; what it was connected with is not worth keeping.
-            await self._all[host].client.connection_pool.disconnect(inuse_connections=False)
+            with suppress(RedisError, OSError):
+                await self._all[host].client.connection_pool.disconnect(inuse_connections=False)
 
     async def _first_answer(self) -> dict[int, Host]:
         """Ask the nodes in turn, without waiting long for one that is silent."""

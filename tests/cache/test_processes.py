@@ -102,6 +102,7 @@ async def until_run(redis: Any, command: str, times: int) -> None:
                 return
 
 
+@pytest.mark.one_server("it counts the commands of a server")
 async def test_eight_processes_of_fifty_callers_ask_the_model_once(start, upstream, redis):
     upstream.hold()
     # No load makes a leader so late that its lease runs out, which would send the others to look.

@@ -326,4 +326,4 @@ async def test_closing_that_is_cancelled_leaves_nothing_open(make_cache, upstrea
     names = {task.get_name() for task in asyncio.all_tasks() - before}
     assert not [name for name in names if name.startswith("llm_cache")]
     with pytest.raises(StoreUnavailable):
-        _ = cache._connection.client
+        _ = cache._connection.lanes

@@ -118,6 +118,7 @@ async def test_an_empty_redis_answers_as_the_first_one_did(filled, other, path, 
     assert upstream.calls == asked
 
 
+@pytest.mark.one_server("what is written on two servers may differ by a millisecond")
 async def test_what_is_imported_is_the_same_to_the_byte_but_for_its_stamp(
     filled, other, path, here, there
 ):

@@ -7,20 +7,20 @@ import pytest
 from tests.topologies.servers import Cluster, Sentinels, Tls
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """Three primaries, each with a replica."""
     with Cluster(3, replicas=1) as cluster:
         yield cluster
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def sentinels() -> Iterator[Sentinels]:
     with Sentinels() as sentinels:
         yield sentinels
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def tls() -> Iterator[Tls]:
     with Tls() as tls:
         yield tls
