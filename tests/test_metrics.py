@@ -17,6 +17,8 @@ from llm_cache.errors import MissingExtra, StoreUnavailable
 from llm_cache.events import (
     BreakerChanged,
     CallEnded,
+    CandidateVerified,
+    DecisionCompared,
     DependencyFailed,
     StoreSkipped,
     TextsEmbedded,
@@ -179,6 +181,8 @@ def labels_by_metric(registry: CollectorRegistry, hook: PrometheusHook) -> dict[
     hook(DependencyFailed("redis", "store", StoreUnavailable("")))
     hook(StoreSkipped("length", "m"))
     hook(TextsEmbedded("text-embedding-3-small", 1, 1, is_estimate=False, duration_s=0.1))
+    hook(CandidateVerified("yes", "m"))
+    hook(DecisionCompared("right_hit", "m"))
     labels: dict[str, set[str]] = {}
     for family in registry.collect():
         for sample in family.samples:

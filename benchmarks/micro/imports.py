@@ -1,4 +1,4 @@
-"""What importing the cache costs, beside `import numpy, redis.asyncio`, which it cannot do without.
+"""What importing the cache costs, beside what it cannot do without: numpy and redis.asyncio.
 
 Fresh interpreters in turn; the time is that of the import statement alone, inside them. The
 package imports a name when it is asked for, so that `import llm_cache` alone is nearly nothing;
