@@ -24,7 +24,7 @@ from llm_cache._redis.exact import ExactStore
 from llm_cache._redis.lease import Lease, Leases
 from llm_cache._semantic import Place, SemanticHit, SemanticLayer
 from llm_cache.config import CacheConfig
-from llm_cache.errors import DependencySkipped, EmbedderError, StoreError
+from llm_cache.errors import DependencySkipped, EmbedderError, LLMCacheError, StoreError
 from llm_cache.events import DependencyFailed, Event, StoreSkipped
 
 LATE = "budget"
@@ -114,9 +114,9 @@ class Storing:
         if hit.left_ms <= 0:
             return Refusal.SOURCE_GONE
         origin = hit.candidate.digest
-        alias = hit.entry.open().as_alias(origin, hit.candidate.similarity)
-        blob = self._encoded(alias, call)
         try:
+            alias = hit.entry.open().as_alias(origin, hit.candidate.similarity)
+            blob = self._encoded(alias, call)
             with self._redis.asked():
                 await self._exact.promote(
                     call.digest,
@@ -185,14 +185,14 @@ class Storing:
         try:
             with self._redis.asked():
                 refusal = await self.store(call, answer, epoch=epoch, place=place, lease=lease)
-        except StoreError as error:
+        except DependencySkipped:
+            self._tell(StoreSkipped(Refusal.BREAKER, call.terms.model))
+            refusal = Refusal.BREAKER
+        except LLMCacheError as error:
             if not turn.is_told:
                 self._tell(DependencyFailed(REDIS, "store", error))
             # Giving the lease back would only wait for the same Redis again: it runs out.
             refusal = REDIS
-        except DependencySkipped:
-            self._tell(StoreSkipped(Refusal.BREAKER, call.terms.model))
-            refusal = Refusal.BREAKER
         else:
             if lease is not None:
                 self._leases.let_go(lease)

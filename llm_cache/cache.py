@@ -433,7 +433,9 @@ class LLMCache:
             ConfigurationError: the set-up cannot work.
             OnlyIfCachedMiss: `only-if-cached`, and there is no entry.
             CacheClosed: the cache was closed.
+            UsedElsewhere: it was opened in another event loop, or another process.
             openai.OpenAIError: whatever the SDK raises when the model is asked.
+            StoreError, EmbedderError, OverBudget, DependencySkipped: with `fail_closed` alone.
         """
         options = {
             "model": model,

@@ -14,6 +14,8 @@ from llm_cache.cli.models import BRIEF, BRIEF_SYSTEM, local_chat, local_embedder
 from llm_cache.cli.options import make_config
 from llm_cache.events import EventHook
 
+_PATIENCE_S = 10.0
+
 
 @dataclass(frozen=True, slots=True)
 class Models:
@@ -35,6 +37,8 @@ class Models:
         """
         if self.is_chat_local and self.name is not None:
             raise typer.BadParameter("--local has one model: leave out --model, or add --base-url")
+        # Whoever asks here wants to see what the cache does, and has the time.
+        settings.setdefault("added_latency_budget_s", _PATIENCE_S)
         if system is not None:
             settings["system"] = system or None
         elif self.is_chat_local:

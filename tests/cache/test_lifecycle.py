@@ -206,6 +206,9 @@ async def test_both_protocols_of_redis_are_spoken(upstream, tmp_path, protocol):
         {"normalization": "lowercase"},
         {"max_connections": 0},
         {"max_entry_bytes": 1.5},
+        {"added_latency_budget_s": 0},
+        {"added_latency_budget_s": float("inf")},
+        {"store_queue_size": 0},
         {"redis_timeout_s": 0},
         {"redis_timeout_s": float("inf")},
         {"model": ""},
@@ -226,6 +229,8 @@ def test_setting_out_of_its_range_is_named(setting):
     "setting",
     [
         {"ttl_s": 0.001},
+        {"added_latency_budget_s": 0.001},
+        {"store_queue_size": 1},
         {"similarity_threshold": 0},
         {"similarity_threshold": 1},
         {"namespace": "A-z_0.9"},
