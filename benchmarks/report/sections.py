@@ -329,7 +329,8 @@ def _guards_cost(scenes: Sequence[Json]) -> str:
     added = sorted(a - b for a, b in zip(with_guards, without, strict=False))
     if len(added) < 3:
         return "too few rounds to tell"
-    low, middle, high = (added[round(q * (len(added) - 1))] * 1e6 for q in (0.25, 0.5, 0.75))
+    low, high = (added[round(q * (len(added) - 1))] * 1e6 for q in (0.25, 0.75))
+    middle = 1e6 * statistics.median(added)
     return f"{middle:+.0f} µs (middle half of the rounds: {low:+.0f} to {high:+.0f} µs)"
 
 
