@@ -25,7 +25,6 @@ from benchmarks.histograms import Latencies
 from benchmarks.peers.environments import (
     ENVIRONMENTS,
     OURS,
-    UNGUARDED,
     Batch,
     Peer,
     PeerUnavailable,
@@ -91,7 +90,7 @@ async def measure(
     *,
     environments: Path = ENVIRONMENTS,
 ) -> None:
-    """Measure ours and *peers*, and put the rows into *results*."""
+    """Measure *peers*, each beside ours, and put the rows into *results*."""
     section = results.section("peers")
     layers, dimensions = await _layers(session, plan, embedder)
     section.update(
@@ -103,14 +102,12 @@ async def measure(
             ours = await bench.ours(stack)
         except PeerUnavailable as error:
             raise BadInput(f"ours could not be started beside others: {error}") from error
-        for peer in (OURS, UNGUARDED, *peers):
+        for peer in peers:
             if session.stop.is_set():
                 return
             session.progress.say(f"side by side: {peer.name}")
             rows.append(await bench.row(peer, ours))
             results.save()
-    if not peers:
-        results.note("Nobody is beside ours: --peers none was given.")
 
 
 async def _layers(

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.peers.environments import Batch, Peer, PeerUnavailable, running
+from benchmarks.peers.environments import OURS, Batch, Peer, PeerUnavailable, running
 from benchmarks.peers.turns import Turns, per_s
 from benchmarks.report.folder import write_report
 from benchmarks.run import _beside
@@ -78,6 +78,7 @@ def make_peer(tmp_path):
 @pytest.fixture
 async def rows(around, results, metered, make_peer, tmp_path):
     peers = [
+        OURS,
         make_peer("careless", CARELESS),
         make_peer("refusing", REFUSING),
         Peer("missing", ("no-such-package==1.0",), "", "its calls"),
