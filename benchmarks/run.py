@@ -18,7 +18,7 @@ from benchmarks.latency import command as latency
 from benchmarks.latency import self_test
 from benchmarks.load import command as load
 from benchmarks.load import soak_command as soak
-from benchmarks.peers.environments import PEERS, Peer
+from benchmarks.peers.environments import OURS, PEERS, UNGUARDED, Peer
 from benchmarks.quality import command as hitrate
 from benchmarks.quality import savings
 from benchmarks.results import Results
@@ -109,7 +109,10 @@ async def _peers(arguments: argparse.Namespace, session: Session, results: Resul
         seconds_each=arguments.peer_seconds,
         installs=installs,
     )
-    await side_by_side.measure(session, results, plan, embedder, peers)
+    everybody = [OURS, UNGUARDED, *peers]
+    await side_by_side.measure(session, results, plan, embedder, everybody)
+    if not peers:
+        results.note("Nobody is beside ours: --peers none was given.")
 
 
 async def _savings(arguments: argparse.Namespace, session: Session, results: Results) -> None:

@@ -25,7 +25,6 @@ from benchmarks.histograms import Latencies
 from benchmarks.peers.environments import (
     ENVIRONMENTS,
     OURS,
-    UNGUARDED,
     Batch,
     Peer,
     PeerUnavailable,
@@ -46,6 +45,8 @@ _ANSWER = "An answer of some length. ".ljust(500, "x")
 _INSTALL_S = 900.0
 _PLACES = ("speeds", "faq", "traps")
 """Namespaces of a peer."""
+_PARTS = ("store", "bytes_per_entry", "hit", "crowd", "crowd_store")
+"""Figures of a layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ async def measure(
     *,
     environments: Path = ENVIRONMENTS,
 ) -> None:
-    """Measure ours and *peers*, and put the rows into *results*."""
+    """Measure *peers*, each beside ours, and put the rows into *results*."""
     section = results.section("peers")
     layers, dimensions = await _layers(session, plan, embedder)
     section.update(
@@ -101,14 +102,12 @@ async def measure(
             ours = await bench.ours(stack)
         except PeerUnavailable as error:
             raise BadInput(f"ours could not be started beside others: {error}") from error
-        for peer in (OURS, UNGUARDED, *peers):
+        for peer in peers:
             if session.stop.is_set():
                 return
             session.progress.say(f"side by side: {peer.name}")
             rows.append(await bench.row(peer, ours))
             results.save()
-    if not peers:
-        results.note("Nobody is beside ours: --peers none was given.")
 
 
 async def _layers(
@@ -200,7 +199,7 @@ class _Bench:
         await self._open(peer, speeds)
         for layer in self._layers:
             if layer.look_up in peer.offers:
-                row[layer.name] = await self._speeds(layer, peer, ours)
+                await self._speeds(row, layer, peer, ours)
         if "semantic_check" in peer.offers:
             await self._open(peer, faq)
             row["faq"] = await self._replay(peer, shipped.faq(self._session.seed))
@@ -222,29 +221,31 @@ class _Bench:
             for name in names:
                 await forget(self._url, self._session.namespace(name))
 
-    async def _speeds(self, layer: _Layer, peer: RunningPeer, ours: RunningPeer) -> Json:
+    async def _speeds(
+        self, row: Json, layer: _Layer, peer: RunningPeer, ours: RunningPeer
+    ) -> None:
+        """Put the figures of *layer* into *row* one by one: who is too slow leaves some."""
+        row[layer.name] = figures = dict.fromkeys(_PARTS)
         callers, asked = self._plan.callers, layer.asked
         before = await used_memory_bytes(self._url)
         storing = await peer.call(layer.store, layer.stored)
         grown = await used_memory_bytes(self._url) - before
         stored = sum(error is None for error in storing.errors)
+        figures["store"] = _figures([storing])
+        figures["bytes_per_entry"] = grown / stored if stored else None
         # What is made at the first call is nobody's usual call.
         await peer.call(layer.look_up, asked[:20])
         hits = await in_turns(ours, peer, layer.look_up, asked, blocks=self._plan.blocks)
+        figures["hit"] = {**_figures(hits.theirs, _ANSWER), "times_ours": hits.times_ours}
         crowd = [*asked, *asked, *asked]
         together = await in_turns(ours, peer, layer.look_up, crowd, callers=callers, blocks=3)
-        crowding = await peer.call(layer.store, layer.more, callers=callers)
-        return {
-            "store": _figures([storing]),
-            "bytes_per_entry": grown / stored if stored else None,
-            "hit": {**_figures(hits.theirs, _ANSWER), "times_ours": hits.times_ours},
-            "crowd": {
-                **_figures(together.theirs, _ANSWER),
-                "per_s": per_s(together.theirs),
-                "ours_per_s": per_s(together.ours),
-            },
-            "crowd_store": {**_figures([crowding]), "per_s": per_s([crowding])},
+        figures["crowd"] = {
+            **_figures(together.theirs, _ANSWER),
+            "per_s": per_s(together.theirs),
+            "ours_per_s": per_s(together.ours),
         }
+        crowding = await peer.call(layer.store, layer.more, callers=callers)
+        figures["crowd_store"] = {**_figures([crowding]), "per_s": per_s([crowding])}
 
     async def _replay(self, peer: RunningPeer, workload: Workload) -> Json:
         """Ask a stream: look up, and store what was not found."""

@@ -355,7 +355,7 @@ def _peers(sections: Json, layer: str, part: str, figure: str) -> list[tuple[str
     rows = [
         (peer["name"], peer[layer][part][figure])
         for peer in sections.get("peers", {}).get("rows", [])
-        if peer[layer] and peer[layer][part][figure]
+        if peer[layer] and peer[layer][part] and peer[layer][part][figure]
     ]
     return rows if any(not _is_ours(name) for name, _ in rows) else []
 

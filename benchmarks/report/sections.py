@@ -329,7 +329,8 @@ def _guards_cost(scenes: Sequence[Json]) -> str:
     added = sorted(a - b for a, b in zip(with_guards, without, strict=False))
     if len(added) < 3:
         return "too few rounds to tell"
-    low, middle, high = (added[round(q * (len(added) - 1))] * 1e6 for q in (0.25, 0.5, 0.75))
+    low, high = (added[round(q * (len(added) - 1))] * 1e6 for q in (0.25, 0.75))
+    middle = 1e6 * statistics.median(added)
     return f"{middle:+.0f} µs (middle half of the rounds: {low:+.0f} to {high:+.0f} µs)"
 
 
@@ -545,24 +546,27 @@ def _broken(rows: Sequence[Json]) -> list[Json]:
 
 
 def _peer_speeds(figures: Json) -> list[str]:
-    hit, crowd, storing = figures["hit"], figures["crowd"], figures["crowd_store"]
+    parts = ("store", "hit", "crowd", "crowd_store")
+    store, hit, crowd, storing = (figures[part] or {} for part in parts)
     return [
-        duration(figures["store"]["p50_s"]),
-        duration(hit["p50_s"]),
-        duration(hit["p99_s"]),
-        decimal(hit["times_ours"]),
+        duration(store.get("p50_s")),
+        duration(hit.get("p50_s")),
+        duration(hit.get("p99_s")),
+        decimal(hit.get("times_ours")),
         number(figures["bytes_per_entry"]),
-        number(crowd["per_s"]),
-        duration(crowd["p99_s"]),
+        number(crowd.get("per_s")),
+        duration(crowd.get("p99_s")),
         _failed(crowd),
-        number(storing["per_s"]),
+        number(storing.get("per_s")),
         _failed(storing),
     ]
 
 
 def _failed(figures: Json) -> str:
-    failed = sum(figures["failures"].values()) + figures["missed"]
-    return f"{number(failed)} of {number(figures['count'] + sum(figures['failures'].values()))}"
+    if not figures:
+        return NONE
+    refused = sum(figures["failures"].values())
+    return f"{number(refused + figures['missed'])} of {number(refused + figures['count'])}"
 
 
 def _peer_failures(row: Json, layer: str, callers: str) -> list[str]:
@@ -574,6 +578,8 @@ def _peer_failures(row: Json, layer: str, callers: str) -> list[str]:
         ("crowd_store", f"stores by {callers} callers"),
     ):
         figures = row[layer][part]
+        if figures is None:
+            continue
         reasons = [f"{number(n)} × `{why}`" for why, n in figures["failures"].items()]
         if figures["missed"]:
             reasons.append(f"{number(figures['missed'])} did not find what is there")

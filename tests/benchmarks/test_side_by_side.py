@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.peers.environments import Batch, Peer, PeerUnavailable, running
+from benchmarks.peers.environments import OURS, Batch, Peer, PeerUnavailable, running
 from benchmarks.peers.turns import Turns, per_s
+from benchmarks.report.folder import write_report
 from benchmarks.run import _beside
 from benchmarks.side_by_side import Plan, measure
 
@@ -52,6 +53,12 @@ from protocol import Driver, serve
 
 class Hanging(Driver):
     async def open(self, url, **_):
+        pass
+
+    async def exact_set(self, key, value):
+        pass
+
+    async def exact_get(self, key):
         await asyncio.Event().wait()
 
 serve(Hanging())
@@ -71,6 +78,7 @@ def make_peer(tmp_path):
 @pytest.fixture
 async def rows(around, results, metered, make_peer, tmp_path):
     peers = [
+        OURS,
         make_peer("careless", CARELESS),
         make_peer("refusing", REFUSING),
         Peer("missing", ("no-such-package==1.0",), "", "its calls"),
@@ -118,8 +126,13 @@ def last_row(around, results, metered, make_peer, tmp_path):
     return of_a_peer_that_hangs
 
 
-async def test_a_peer_that_hangs_is_left_behind(last_row):
-    assert (await last_row(seconds_each=3))["why_not"] == "it took more than 3 s"
+async def test_a_peer_that_hangs_is_left_behind_with_the_figures_it_left(last_row, results):
+    row = await last_row(seconds_each=5)
+
+    assert row["why_not"] == "it took more than 5 s"
+    assert row["exact"]["store"]["count"] == 10
+    assert row["exact"]["hit"] is None
+    assert "hanging" in write_report(results).with_suffix(".md").read_text("utf-8")
 
 
 async def test_ctrl_c_ends_a_peer_that_hangs(last_row, around):
