@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from benchmarks.histograms import Latencies
@@ -52,6 +52,8 @@ class Asked:
     is_shared: bool = False
     error: str | None = None
     is_wrong: bool = False
+    seen: str | None = None
+    """What was wrong about the answer."""
 
     @property
     def added_before_s(self) -> float | None:
@@ -62,6 +64,20 @@ class Asked:
     def is_hit(self) -> bool:
         """Whether the cache answered."""
         return self.status in {"exact", "semantic", "stale"}
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Something to be asked, in one of its wordings."""
+
+    kind: str
+    prompt: str
+    wordings: list[str]
+    """All that it was ever asked in, which any of the others may be answered from."""
+
+    def accepts(self, text: str) -> bool:
+        """Tell whether *text* is what the model says to this question in some wording."""
+        return text == right_answer(self.prompt) or text in map(right_answer, self.wordings)
 
 
 _current: ContextVar[Asked | None] = ContextVar("asked", default=None)
@@ -96,35 +112,36 @@ class Prompts:
     def __init__(self, *, known: int, seed: int) -> None:
         self._random = random.Random(seed)  # noqa: S311 - workloads, not secrets
         self._number = 100_000
-        self.known = [self.new() for _ in range(known)]
+        self.known = [replace(self.new(), kind="known") for _ in range(known)]
         self._began_s = time.perf_counter()
 
-    def new(self) -> str:
-        """Return a prompt that nobody has asked before."""
+    def new(self) -> Question:
+        """Return a question that nobody has asked before."""
         self._number += 1
         thing, town = self._random.choice(_THINGS), self._random.choice(_TOWNS)
-        return f"tell me where {thing} {self._number} is on its way to {town}"
+        return _question("new", f"tell me where {thing} {self._number} is on its way to {town}")
 
-    def rephrased(self, prompt: str) -> str:
-        """Return *prompt* in words that are hardly ever the same twice."""
-        return f"{' '.join(self._random.sample(_OPENINGS, 2))} {prompt}"
+    def rephrased(self, question: Question) -> Question:
+        """Return *question* in words that are hardly ever the same twice."""
+        openings = " ".join(self._random.sample(_OPENINGS, 2))
+        prompt = f"{openings} {question.wordings[0]}"
+        question.wordings.append(prompt)
+        return Question("rephrased", prompt, question.wordings)
 
-    def draw(self) -> tuple[str, str, str]:
-        """Return what is asked next: its kind, the prompt, and another prompt it may stand for."""
+    def draw(self) -> Question:
+        """Return what is asked next."""
         share = self._random.random()
         if share < 0.55:
-            prompt = self._random.choice(self.known)
-            return "known", prompt, prompt
+            return self._random.choice(self.known)
         if share < 0.65:
-            prompt = self._random.choice(self.known)
-            return "rephrased", self.rephrased(prompt), prompt
+            return self.rephrased(self._random.choice(self.known))
         if share < 0.75:
             # Whoever draws a twin within the same moment asks the same.
             moment = int((time.perf_counter() - self._began_s) / _TWINS_EVERY_S)
-            prompt = f"tell me where caravan {900_000 + moment} is on its way to Vienna"
-            return "twin", prompt, prompt
-        prompt = self.new()
-        return "new", prompt, prompt
+            return _question(
+                "twin", f"tell me where caravan {900_000 + moment} is on its way to Vienna"
+            )
+        return self.new()
 
     def streams(self) -> bool:
         """Tell whether the next call is to be a stream."""
@@ -135,30 +152,26 @@ class Prompts:
         return self._random.uniform(0.0, 2 * mean_s)
 
 
-def right_answers(*prompts: str) -> set[str]:
-    """Return what the upstream says to any of *prompts*."""
-    return {
-        expected_answer(
-            {
-                "model": MODEL,
-                "messages": [
-                    {"role": "system", "content": SYSTEM},
-                    {"role": "user", "content": prompt},
-                ],
-            }
-        )
-        for prompt in prompts
-    }
+def _question(kind: str, prompt: str) -> Question:
+    return Question(kind, prompt, [prompt])
 
 
-async def ask(cache: LLMCache, kind: str, prompt: str, original: str, *, stream: bool) -> Asked:
+def right_answer(prompt: str) -> str:
+    """Return what the upstream says to *prompt*."""
+    turns = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": prompt}]
+    return expected_answer({"model": MODEL, "messages": turns})
+
+
+async def ask(cache: LLMCache, question: Question, *, stream: bool = False) -> Asked:
     """Make one call, check its answer, and return how it went; never raises."""
-    asked = Asked(kind, time.perf_counter())
+    asked = Asked(question.kind, time.perf_counter())
     _current.set(asked)
     try:
         async with asyncio.timeout(HANG_S):
-            text = await _text(cache, prompt, asked, stream=stream)
-        asked.is_wrong = text not in right_answers(prompt, original)
+            text = await _text(cache, question.prompt, asked, stream=stream)
+        if not question.accepts(text):
+            asked.is_wrong = True
+            asked.seen = f"{question.kind}, {asked.status}: {question.prompt!r} got {text!r}"
     except Exception as error:  # noqa: BLE001 - whatever it is, the caller has no answer
         cause = "" if error.__cause__ is None else f" from {type(error.__cause__).__name__}"
         asked.error = f"{type(error).__name__}{cause}: {error}"[:200]
@@ -221,10 +234,8 @@ class Load:
         cache = self.caches[number % len(self.caches)]
         while True:
             await asyncio.sleep(self.prompts.thinks_s(self.think_s))
-            kind, prompt, original = self.prompts.draw()
-            call = asyncio.create_task(
-                ask(cache, kind, prompt, original, stream=self.prompts.streams())
-            )
+            question, stream = self.prompts.draw(), self.prompts.streams()
+            call = asyncio.create_task(ask(cache, question, stream=stream))
             try:
                 await asyncio.shield(call)
             finally:

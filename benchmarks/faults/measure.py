@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.faults.load import Asked, Load, Prompts, ask, percentile_ms, statuses
+from benchmarks.faults.load import Asked, Load, Prompts, Question, ask, percentile_ms, statuses
 from benchmarks.faults.scenarios import Scenario
 from benchmarks.faults.stage import Settings, Stage
 from llm_cache import LLMCache
@@ -57,20 +57,18 @@ async def _fill(stage: Stage, prompts: Prompts) -> None:
     """Store what is known. On each cache, so that all have done everything once."""
     few = asyncio.Semaphore(10)
 
-    async def one(number: int, prompt: str) -> Asked:
+    async def one(number: int, question: Question) -> Asked:
         async with few:
-            cache = stage.caches[number % len(stage.caches)]
-            return await ask(cache, "known", prompt, prompt, stream=False)
+            return await ask(stage.caches[number % len(stage.caches)], question)
 
-    filled = await asyncio.gather(*(one(i, prompt) for i, prompt in enumerate(prompts.known)))
+    filled = await asyncio.gather(*(one(i, known) for i, known in enumerate(prompts.known)))
     bad = [call for call in filled if call.error or call.is_wrong or call.status != "miss"]
     if bad:
         raise RuntimeError(f"{len(bad)} answers could not be stored before the fault: {bad[0]}")
     for cache in stage.caches:
         # What is imported at the first semantic hit and at the first stream.
-        prompt = prompts.known[0]
-        await ask(cache, "rephrased", prompts.rephrased(prompt), prompt, stream=False)
-        await ask(cache, "new", prompts.new(), "", stream=True)
+        await ask(cache, prompts.rephrased(prompts.known[0]))
+        await ask(cache, prompts.new(), stream=True)
 
 
 async def _play(
@@ -107,10 +105,10 @@ async def _recovered(
 ) -> dict[str, float | None]:
     seen: dict[str, float | None] = {"exact": None, "semantic": None}
     while None in seen.values() and time.perf_counter() - answering_s < _GIVE_UP_S:
-        prompt = prompts.new()
-        await ask(cache, "new", prompt, prompt, stream=False)
-        again = await ask(cache, "known", prompt, prompt, stream=False)
-        reworded = await ask(cache, "rephrased", prompts.rephrased(prompt), prompt, stream=False)
+        question = prompts.new()
+        await ask(cache, question)
+        again = await ask(cache, question)
+        reworded = await ask(cache, prompts.rephrased(question))
         for call in (again, reworded):
             if call.status in seen and not call.is_wrong and seen[call.status] is None:
                 seen[call.status] = call.end_s - answering_s
@@ -162,6 +160,7 @@ def _row(
         "statuses": dict(sorted(statuses(during).items())),
         "events": dict(sorted(stage.failures.failures.items())),
         "log_lines": stage.lines.count,
+        "wrong_answers": [call.seen for call in calls if call.is_wrong][:10],
         "errors": sorted({call.error for call in calls if call.error is not None})[:5],
     }
     row["broken_promises"] = broken_promises(row)
