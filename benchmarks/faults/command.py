@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from benchmarks.faults import identity, leaders
 from benchmarks.faults.measure import Row, measure
 from benchmarks.faults.scenarios import SCENARIOS
 from benchmarks.faults.stage import Settings
@@ -35,9 +36,29 @@ COLUMNS = {
 }
 
 
+LEADER_COLUMNS = {
+    "scenario": "about",
+    "calls": "calls:,",
+    "failed": "failed",
+    "wrong": "wrong",
+    "asked the model": "asked_the_model",
+    "after its death, p50 ms": "after_death_p50_ms:.0f",
+    "p99": "after_death_p99_ms:.0f",
+}
+CLIENT_COLUMNS = {
+    "scenario": "about",
+    "calls": "calls:,",
+    "hits": "hits:,",
+    "failed": "failed",
+    "answers of others": "foreign",
+    "wrong": "wrong",
+}
+NAMES = [*SCENARIOS, leaders.NAME, identity.NAME, f"{identity.NAME}-cluster"]
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""
-    parser.add_argument("names", nargs="*", help=f"of: {', '.join(SCENARIOS)}; default: all")
+    parser.add_argument("names", nargs="*", help=f"of: {', '.join(NAMES)}; default: all")
     parser.add_argument("--quick", action="store_true", help="a second of each")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--write", type=Path, metavar="DIR", help="keep results in DIR")
@@ -45,11 +66,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run what was asked for; return 1 where a promise was broken."""
-    unknown = set(arguments.names) - set(SCENARIOS)
+    unknown = set(arguments.names) - set(NAMES)
     if unknown:
-        print(f"no such scenario: {', '.join(sorted(unknown))}; there are {', '.join(SCENARIOS)}")
+        print(f"no such scenario: {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
         return 2
-    names = arguments.names or list(SCENARIOS)
+    names = arguments.names or NAMES
     settings = Settings.quickly() if arguments.quick else Settings()
     return asyncio.run(_run(names, replace(settings, seed=arguments.seed), arguments.write))
 
@@ -58,17 +79,28 @@ async def _run(names: Sequence[str], settings: Settings, folder: Path | None) ->
     rows: list[Row] = []
     async with UpstreamProcess(*THINKING) as upstream:
         for name in names:
-            row = await measure(SCENARIOS[name], settings, upstream.base_url)
+            row = await one(name, settings, upstream.base_url)
             rows.append(row)
-            print(_line(row), flush=True)
+            print(f"{name:17} {'; '.join(row['broken_promises']) or 'holds'}", flush=True)
             if folder is not None:
                 around = Around(seed=settings.seed, quick=settings.quick)
                 write(folder / "faults.json", record("faults", rows, around, {}))
-    print(f"\n{table(COLUMNS, rows)}")
+    for columns, of_kind in kinds(rows):
+        print(f"\n{table(columns, of_kind)}")
     return 1 if any(row["broken_promises"] for row in rows) else 0
 
 
-def _line(row: Row) -> str:
-    told = ", ".join(f"{count} {status}" for status, count in row["statuses"].items())
-    broken = "; ".join(row["broken_promises"]) or "holds"
-    return f"{row['scenario']:17} {broken}  ({told})"
+async def one(name: str, settings: Settings, upstream_url: str) -> Row:
+    """Run the scenario of that name."""
+    if name == leaders.NAME:
+        return await leaders.measure(settings, upstream_url)
+    if name.startswith(identity.NAME):
+        return await identity.measure(settings, on_cluster=name.endswith("cluster"))
+    return await measure(SCENARIOS[name], settings, upstream_url)
+
+
+def kinds(rows: Sequence[Row]) -> list[tuple[Mapping[str, str], list[Row]]]:
+    """Return the rows that share columns, with these."""
+    by_key = {"lasted_s": COLUMNS, "after_death_p99_ms": LEADER_COLUMNS, "foreign": CLIENT_COLUMNS}
+    found = [(columns, [row for row in rows if key in row]) for key, columns in by_key.items()]
+    return [(columns, of_kind) for columns, of_kind in found if of_kind]

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
+
+from redis.crc import key_slot
 
 from benchmarks.faults.proxy import Trouble
-from benchmarks.faults.stage import NAMESPACE, Settings, Stage, every, standalone
+from benchmarks.faults.stage import Settings, Stage, cluster, every, sentinels, standalone
 from llm_cache.testing import Answer
+from tests.topologies.servers import Cluster, Sentinels, Server, Standalone, Topology
+
+_TopologyT = TypeVar("_TopologyT", bound=Topology)
 
 Fault = Callable[[Stage], AbstractAsyncContextManager[None]]
 Setting = Callable[..., AbstractAsyncContextManager[Stage]]
@@ -38,7 +43,6 @@ class Scenario:
     """Seconds that the fault lasts in a quick run, where those of the settings do not do."""
     most_s: float | None = None
     """Most seconds that it lasts in a full one."""
-    has_leaders_that_die: bool = False
     options: dict[str, Any] = field(default_factory=dict)
     """Of the stage."""
 
@@ -63,22 +67,22 @@ async def nothing(_stage: Stage) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def killed(stage: Stage) -> AsyncIterator[None]:
-    """SIGKILL, and a restart."""
+    """SIGKILL, and a restart. Where loading takes its time, `LOADING` is what is answered then."""
     server = _server(stage)
     server.kill()
     yield
-    server.spawn()
+    server.launch()
 
 
 @asynccontextmanager
 async def stopped(stage: Stage) -> AsyncIterator[None]:
     """SIGSTOP: connections stay, and nobody answers."""
     server = _server(stage)
-    server.send(signal.SIGSTOP)
+    server.pause()
     try:
         yield
     finally:
-        server.send(signal.SIGCONT)
+        server.resume()
 
 
 @asynccontextmanager
@@ -185,18 +189,69 @@ async def locked_out(stage: Stage) -> AsyncIterator[None]:
         await stage.admin.execute_command("ACL", "SETUSER", "default", "nopass")
 
 
+# ---------------------------------------------------------------------- several servers
+
+
 @asynccontextmanager
-async def loading(stage: Stage) -> AsyncIterator[None]:
-    """SIGKILL, and a restart at once that takes long to load its data: LOADING."""
-    server = _server(stage)
-    server.kill()
-    # Microseconds per key; hundreds of answers have several each.
-    await_s = 0.8 if stage.settings.quick else 4.0
-    delay_us = int(await_s * 1e6 / (stage.settings.known * 4))
-    server.spawn(
-        "--key-load-delay", str(delay_us), "--loading-process-events-interval-bytes", "1024"
-    )
+async def failed_over(stage: Stage) -> AsyncIterator[None]:
+    """SIGKILL of the master; sentinels make a replica the master; the old one comes back."""
+    topology = _topology(stage, Sentinels)
+    old = await asyncio.to_thread(topology.master)
+    old.kill()
     yield
+    await asyncio.to_thread(topology.wait_for_other_than, old)
+    old.launch()
+
+
+@asynccontextmanager
+async def node_replaced(stage: Stage) -> AsyncIterator[None]:
+    """SIGKILL of a primary; its replica takes over; it comes back as a replica."""
+    topology = _topology(stage, Cluster)
+    lost = topology.first[0]
+    lost.kill()
+    yield
+    await asyncio.to_thread(topology.wait_for_fail_over, lost)
+    lost.launch()
+
+
+@asynccontextmanager
+async def node_lost(stage: Stage) -> AsyncIterator[None]:
+    """SIGKILL of a primary that nobody replaces, and a restart."""
+    topology = _topology(stage, Cluster)
+    lost = topology.first[0]
+    lost.kill()
+    yield
+    await asyncio.to_thread(lost.start)
+    await asyncio.to_thread(topology.wait_until_whole)
+
+
+@asynccontextmanager
+async def resharded(stage: Stage) -> AsyncIterator[None]:
+    """Slots that hold keys move from one primary to the next, one by one, all the time."""
+    topology = _topology(stage, Cluster)
+    over = threading.Event()
+    moving = asyncio.create_task(asyncio.to_thread(_move_slots, topology, over))
+    try:
+        yield
+    finally:
+        over.set()
+        moved = await moving
+    if not moved:
+        raise RuntimeError("no slot was moved")
+
+
+def _move_slots(topology: Cluster, over: threading.Event) -> int:
+    moved = 0
+    while not over.is_set():
+        primaries = topology.primaries()
+        for source, target in zip(primaries, [*primaries[1:], primaries[0]], strict=True):
+            _, names = source.command("SCAN", 0, "COUNT", 200)
+            for slot in sorted({key_slot(name) for name in names})[:20]:
+                if over.is_set():
+                    break
+                topology.move_slot(slot, target)
+                moved += 1
+    return moved
 
 
 # ---------------------------------------------------------------------- the network
@@ -245,10 +300,14 @@ def _made(answer: Any, texts: int) -> Any:
 # ---------------------------------------------------------------------- all of them
 
 
-def _server(stage: Stage) -> Any:
-    if stage.server is None:
-        raise RuntimeError("this stage has no single server")
-    return stage.server
+def _server(stage: Stage) -> Server:
+    return _topology(stage, Standalone).server
+
+
+def _topology(stage: Stage, kind: type[_TopologyT]) -> _TopologyT:
+    if not isinstance(stage.topology, kind):
+        raise TypeError(f"this fault needs {kind.__name__}")
+    return stage.topology
 
 
 @asynccontextmanager
@@ -272,7 +331,20 @@ SCENARIOS: dict[str, Scenario] = {
         Scenario("sigkill", "SIGKILL of Redis, and a restart", killed),
         Scenario("sigstop", "SIGSTOP of Redis", stopped),
         Scenario("debug-sleep", "`DEBUG SLEEP`", slept),
-        Scenario("loading", "SIGKILL, then `LOADING` for seconds", loading, most_s=1, quick_s=0.1),
+        Scenario(
+            "loading",
+            "SIGKILL, and seconds of `LOADING`",
+            killed,
+            most_s=1,
+            quick_s=0.1,
+            # Each key takes 2 ms, and for each there are events to be processed meanwhile.
+            options={
+                "server": {
+                    "key-load-delay": "2000",
+                    "loading-process-events-interval-bytes": "1024",
+                }
+            },
+        ),
         Scenario("black-hole", "nothing comes through", network(withhold=True)),
         Scenario("refused", "connections are refused", network(refuse=True)),
         Scenario("slow", "every reply comes 100 ms late", network(delay_s=0.1)),
@@ -289,6 +361,36 @@ SCENARIOS: dict[str, Scenario] = {
         Scenario("index", "`FT.DROPINDEX`, twice a second", index_dropped),
         Scenario("readonly", "`READONLY`", read_only),
         Scenario("noauth", "`NOAUTH`", locked_out),
+        Scenario(
+            "failover",
+            "Sentinel: the master is killed",
+            failed_over,
+            stage=sentinels,
+            most_s=0.1,
+            quick_s=0.1,
+        ),
+        Scenario(
+            "cluster-failover",
+            "Cluster: a primary is killed, its replica takes over",
+            node_replaced,
+            stage=cluster,
+            most_s=0.1,
+            quick_s=0.1,
+        ),
+        Scenario(
+            "cluster-node",
+            "Cluster: a primary without replica is killed, and restarted",
+            node_lost,
+            stage=cluster,
+            options={"replicas": 0},
+        ),
+        Scenario(
+            "slots",
+            "Cluster: slots move",
+            resharded,
+            stage=cluster,
+            options={"replicas": 0},
+        ),
         Scenario(
             "embedder-hangs",
             "the embedder does not answer",
@@ -310,5 +412,3 @@ SCENARIOS: dict[str, Scenario] = {
     )
 }
 """By name, in the order of the table."""
-
-__all__ = ["NAMESPACE", "SCENARIOS", "Fault", "Scenario"]

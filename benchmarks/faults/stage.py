@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
+from types import MappingProxyType
 from typing import Any
+
+from redis import asyncio as redis_py
 
 from benchmarks.faults.load import client
 from benchmarks.faults.proxy import Proxy
-from benchmarks.faults.servers import RedisProcess, answers
+from benchmarks.faults.servers import ON_DISK, answers, running
 from llm_cache import CacheConfig, LLMCache
 from llm_cache.embedders import Embedder, OpenAIEmbedder
-from llm_cache.events import DependencyFailed, Event, LogHook
+from llm_cache.events import DependencyFailed, Event, EventHook, LogHook
 from llm_cache.testing import FakeEmbedder, ScriptedUpstream
+from tests.topologies.servers import Cluster, Sentinels, Standalone, Topology
 
 NAMESPACE = "llm_cache_bench.faults"
 DIMENSIONS = 384
@@ -31,7 +34,7 @@ class Settings:
 
     seed: int = 1
     callers: int = 200
-    think_s: float = 2.0
+    think_s: float = 4.0
     known: int = 200
     """Answers that are stored before anything goes wrong."""
     workers: int = 2
@@ -44,7 +47,7 @@ class Settings:
     @classmethod
     def quickly(cls, seed: int = 1) -> Settings:
         """Return settings for a look at whether everything holds, not for figures."""
-        return cls(seed=seed, known=60, calm_s=0.6, fault_s=1.0, think_s=1.5, quick=True)
+        return cls(seed=seed, known=60, calm_s=0.5, fault_s=0.8, think_s=1.2, quick=True)
 
 
 class Tally:
@@ -78,15 +81,16 @@ class Stage:
     """One scenario's surroundings."""
 
     settings: Settings
+    topology: Topology
     url: str
     """What the caches connect to."""
-    caches: list[LLMCache]
     ready: Callable[[], Awaitable[None]]
     """Returns when Redis answers `PING` the way the caches reach it."""
-    server: RedisProcess | None = None
     proxy: Proxy | None = None
     admin: Any = None
-    """A client of the server, past the proxy."""
+    """A client of a single server, past the proxy."""
+    upstream_url: str = ""
+    caches: list[LLMCache] = field(default_factory=list)
     embeddings: ScriptedUpstream | None = None
     """Where the caches get their vectors, where that is what misbehaves."""
     failures: Tally = field(default_factory=Tally)
@@ -95,61 +99,125 @@ class Stage:
 
 @asynccontextmanager
 async def standalone(
-    settings: Settings, upstream_url: str, *, http_embedder: bool = False, **config: Any
+    settings: Settings,
+    upstream_url: str,
+    *,
+    http_embedder: bool = False,
+    server: Mapping[str, str] = MappingProxyType({}),
+    **config: Any,
 ) -> AsyncIterator[Stage]:
-    """Yield a stage with one server behind a proxy, and caches that are open."""
+    """Yield a stage with one server behind a proxy, and caches that are open.
+
+    Args:
+        settings: Of the run.
+        upstream_url: The model.
+        http_embedder: Whether vectors come over HTTP, from where the scenario can reach.
+        server: Further options of redis-server.
+        config: Of the caches.
+    """
     async with AsyncExitStack() as held:
-        server = await start_server(held)
-        proxy = await held.enter_async_context(Proxy(server.port, seed=settings.seed))
+        make = partial(Standalone, {**ON_DISK, **server})
+        topology = await held.enter_async_context(running(make))
+        port = topology.server.port
+        proxy = await held.enter_async_context(Proxy(port, seed=settings.seed))
         stage = Stage(
             settings,
+            topology,
             f"redis://127.0.0.1:{proxy.port}",
-            [],
-            ready=lambda: answers(proxy.port),
-            server=server,
+            ready=partial(answers, proxy.port),
             proxy=proxy,
-            admin=server.client(),
+            admin=redis_py.Redis(port=port, decode_responses=True),
+            upstream_url=upstream_url,
         )
         held.push_async_callback(stage.admin.aclose)
         if http_embedder:
             stage.embeddings = await held.enter_async_context(
                 ScriptedUpstream(embedding_dimensions=DIMENSIONS, record=False)
             )
-        await open_caches(held, stage, upstream_url, **config)
+        await open_caches(held, stage, **config)
         yield stage
 
 
-async def start_server(held: AsyncExitStack, *options: str) -> RedisProcess:
-    """Return a server that answers; it ends, and its data goes, with *held*."""
-    folder = held.enter_context(tempfile.TemporaryDirectory(prefix="llm-cache-faults-"))
-    server = RedisProcess(Path(folder), *options)
-    held.callback(server.kill)
-    await server.start()
-    return server
+@asynccontextmanager
+async def sentinels(settings: Settings, upstream_url: str) -> AsyncIterator[Stage]:
+    """Yield a stage with a master, two replicas and three sentinels."""
+    async with AsyncExitStack() as held:
+        make = partial(Sentinels, replicas=2, options=ON_DISK)
+        topology = await held.enter_async_context(running(make))
+
+        async def ready() -> None:
+            master = await asyncio.to_thread(topology.master)
+            await answers(master.port)
+
+        stage = Stage(settings, topology, topology.url, ready, upstream_url=upstream_url)
+        await open_caches(held, stage)
+        yield stage
 
 
-async def open_caches(
-    held: AsyncExitStack, stage: Stage, upstream_url: str, **config: Any
-) -> None:
+@asynccontextmanager
+async def cluster(
+    settings: Settings, upstream_url: str, *, replicas: int = 1
+) -> AsyncIterator[Stage]:
+    """Yield a stage with three primaries, each with so many *replicas*."""
+    async with AsyncExitStack() as held:
+        make = partial(Cluster, 3, replicas=replicas, options=ON_DISK)
+        topology = await held.enter_async_context(running(make))
+
+        async def ready() -> None:
+            for server in await asyncio.to_thread(topology.primaries):
+                await answers(server.port)
+
+        stage = Stage(settings, topology, topology.url, ready, upstream_url=upstream_url)
+        await open_caches(held, stage)
+        yield stage
+
+
+async def open_caches(held: AsyncExitStack, stage: Stage, **config: Any) -> None:
     """Open the caches of *stage*; they are closed with *held*."""
     held.enter_context(_counted(stage.lines))
     for _ in range(stage.settings.workers):
-        model = client(upstream_url)
-        held.push_async_callback(model.close)
-        cache = LLMCache(
+        cache = await cache_of(
+            held,
             stage.url,
-            client=model,
+            stage.upstream_url,
             embedder=_embedder(stage),
-            config=CacheConfig(namespace=NAMESPACE, **config),
-            hooks=[LogHook(), stage.failures],
+            hook=stage.failures,
+            **config,
         )
-        held.push_async_callback(cache.aclose)
-        stage.caches.append(await cache.open())
+        stage.caches.append(cache)
+
+
+async def cache_of(
+    held: AsyncExitStack,
+    url: str,
+    upstream_url: str,
+    *,
+    embedder: Embedder | None = None,
+    hook: EventHook | None = None,
+    **config: Any,
+) -> LLMCache:
+    """Return an open cache; it is closed with *held*, and its client after it."""
+    model = client(upstream_url)
+    held.push_async_callback(model.close)
+    cache = LLMCache(
+        url,
+        client=model,
+        embedder=inline_embedder() if embedder is None else embedder,
+        config=CacheConfig(namespace=NAMESPACE, **config),
+        hooks=[LogHook()] if hook is None else [LogHook(), hook],
+    )
+    held.push_async_callback(cache.aclose)
+    return await cache.open()
+
+
+def inline_embedder() -> FakeEmbedder:
+    """Return an embedder that takes a tenth of a millisecond and never fails."""
+    return FakeEmbedder(DIMENSIONS, similarity_threshold=THRESHOLD)
 
 
 def _embedder(stage: Stage) -> Embedder:
     if stage.embeddings is None:
-        return FakeEmbedder(DIMENSIONS, similarity_threshold=THRESHOLD)
+        return inline_embedder()
     return OpenAIEmbedder(
         stage.embeddings.client(),
         model="text-embedding-3-small",
