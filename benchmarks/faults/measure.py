@@ -158,6 +158,7 @@ def _row(
         "hit_rate_ratio": None if not rate or rate_after is None else rate_after / rate,
         "data_survives": scenario.data_survives,
         "statuses": dict(sorted(statuses(during).items())),
+        "not_hit_after": dict(sorted(statuses(_not_hit(after)).items())),
         "events": dict(sorted(stage.failures.failures.items())),
         "log_lines": stage.lines.count,
         "wrong_answers": [call.seen for call in calls if call.is_wrong][:10],
@@ -169,8 +170,16 @@ def _row(
 
 def _hit_rate(calls: Sequence[Asked]) -> float | None:
     """Return the share of hits among the calls whose answers had been stored."""
-    repeats = [call for call in calls if call.kind in {"known", "rephrased"}]
-    return sum(call.is_hit for call in repeats) / len(repeats) if repeats else None
+    repeats = _repeats(calls)
+    return 1 - len(_not_hit(calls)) / len(repeats) if repeats else None
+
+
+def _not_hit(calls: Sequence[Asked]) -> list[Asked]:
+    return [call for call in _repeats(calls) if not call.is_hit]
+
+
+def _repeats(calls: Sequence[Asked]) -> list[Asked]:
+    return [call for call in calls if call.kind in {"known", "rephrased"}]
 
 
 def _latencies(phase: str, calls: Sequence[Asked], load: Load) -> Row:
