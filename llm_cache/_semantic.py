@@ -17,6 +17,7 @@ from llm_cache._redis.connection import Connection
 from llm_cache._redis.embeddings import KeptEmbeddings
 from llm_cache._redis.exact import ExactStore
 from llm_cache._redis.lease import HashWrite
+from llm_cache._redis.shards import ShardedVectors
 from llm_cache._redis.vectors import VectorStore
 from llm_cache.config import CacheConfig, check_threshold
 from llm_cache.embedders import Embedder
@@ -87,7 +88,7 @@ class SemanticLayer:
         self._config = config
         self._blind_spots = getattr(embedder, "blind_spots", _sees_all)
         self._tell = tell
-        self._vectors: VectorStore | None = None
+        self._vectors: VectorStore | ShardedVectors | None = None
         self._decisions: Decisions | None = None
         self._check_thresholds()
         self._embeddings = EmbeddingQueue(
@@ -103,7 +104,7 @@ class SemanticLayer:
         return self._embeddings.has_worked
 
     @property
-    def vectors(self) -> VectorStore:
+    def vectors(self) -> VectorStore | ShardedVectors:
         """The store of entries, once `open` has returned."""
         if self._vectors is None:
             raise EmbedderError("the semantic layer is not open")
@@ -137,12 +138,8 @@ class SemanticLayer:
         dimensions = self._embedder.dimensions
         if dimensions is None:
             dimensions = len(await self._embeddings.embed(_PROBE))
-        vectors = VectorStore(
-            self._connection,
-            self._keys,
-            space=identity.fingerprint(self._embedder.model_id, dimensions),
-            dimensions=dimensions,
-        )
+        space = identity.fingerprint(self._embedder.model_id, dimensions)
+        vectors = self._store(space, dimensions)
         try:
             await vectors.ensure_index()
             self._decisions = await self._open_decisions(vectors.space)
@@ -150,6 +147,12 @@ class SemanticLayer:
             await vectors.aclose()
             raise
         self._vectors = vectors
+
+    def _store(self, space: str, dimensions: int) -> VectorStore | ShardedVectors:
+        about = (self._connection, self._keys)
+        if self._connection.is_cluster:
+            return ShardedVectors(*about, space=space, dimensions=dimensions, tell=self._tell)
+        return VectorStore(*about, space=space, dimensions=dimensions)
 
     async def _open_decisions(self, space: str) -> Decisions:
         # With its word lists it is a sixth of what an import of this package costs.

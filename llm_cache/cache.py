@@ -878,12 +878,12 @@ class LLMCache:
             window=window,
             tenant=self._row_of(tenant),
         )
-        memory = await self._connection.run(self._connection.client.info("memory"))
+        memory = await self._connection.each("INFO", "memory")
         return {
             **counted,
             "policy": self._policy_of(tenant),
             "entries": await self._semantic.vectors.count() if self.config.semantic else None,
-            "redis_memory_bytes": memory["used_memory"],
+            "redis_memory_bytes": sum(server["used_memory"] for server in memory),
         }
 
     # ------------------------------------------------------------------ steps

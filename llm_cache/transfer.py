@@ -295,13 +295,11 @@ class _Export:
         connection = self._cache._connection
         # The name of a namespace has no sign that a pattern would take for one of its own.
         pattern = self._cache._keys.answer("*")
-        cursor, names = await connection.execute(
-            "SCAN", cursor, "MATCH", pattern, "COUNT", _STEP_KEYS
-        )
+        cursor, names = await connection.scan(cursor, "MATCH", pattern, "COUNT", _STEP_KEYS)
         digests = [answer_digest(name.decode("latin-1")) for name in dict.fromkeys(names)]
         ours = [digest for digest in digests if is_digest(digest)]
         self._unreadable += len(digests) - len(ours)
-        return int(cursor), ours
+        return cursor, ours
 
     async def _take(self, digests: Sequence[str], file: PartialFile) -> None:
         """Add what is stored under *digests* and alive to the *file*."""
@@ -321,10 +319,10 @@ class _Export:
 
 
 async def _server_id(cache: LLMCache) -> str:
-    """Return what names the process of the server; the order of its keys is that of its life."""
+    """Return what names the processes of the servers; the order of keys is that of their lives."""
     connection = cache._connection
-    info = await connection.run(connection.client.info("server"))
-    return str(info.get("run_id", ""))
+    servers = await connection.each("INFO", "server")
+    return " ".join(str(info.get("run_id", "")) for info in servers)
 
 
 async def _embedder(cache: LLMCache) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from redis import asyncio as redis  # noqa: TC002 - one import reads better than two places
@@ -59,13 +60,13 @@ async def fast(cache: LLMCache) -> AsyncIterator[None]:
     """Within it, what is stored through *cache* at the same time travels together."""
     await cache.open()
     connection = cache._connection
-    client = connection._client
-    assert client is not None  # noqa: S101 - opened above
-    connection._client = _Together(client)  # type: ignore[assignment]
+    lane = connection._lane
+    assert lane is not None  # noqa: S101 - opened above
+    connection._lane = replace(lane, client=_Together(lane.client))  # type: ignore[arg-type]
     try:
         yield
     finally:
-        connection._client = client
+        connection._lane = lane
 
 
 async def each(jobs: Iterable[Callable[[], Awaitable[object]]], *, at_once: int = 256) -> None:

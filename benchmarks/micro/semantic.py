@@ -32,6 +32,7 @@ from benchmarks.micro.material import Material, Texts, Vectors
 from benchmarks.micro.settings import Micro, Row, Settings
 from llm_cache import CacheConfig, LLMCache
 from llm_cache._core.hit_policy import ThresholdPolicy, decide
+from llm_cache._redis.vectors import VectorStore
 from llm_cache._semantic import Place
 
 THRESHOLD = 0.85
@@ -269,7 +270,7 @@ class Recorder:
     @classmethod
     def on(cls, cache: LLMCache) -> Recorder:
         """Begin to hear the searches of *cache*."""
-        store = cache._semantic.vectors
+        store = _store(cache)
         ask = store._ask
         recorder = cls([])
 
@@ -282,7 +283,13 @@ class Recorder:
 
     def off(self, cache: LLMCache) -> None:
         """Hear no more."""
-        del cache._semantic.vectors._ask
+        del _store(cache)._ask
+
+
+def _store(cache: LLMCache) -> VectorStore:
+    store = cache._semantic.vectors
+    assert isinstance(store, VectorStore)  # noqa: S101 - a single server has one
+    return store
 
 
 async def _time(

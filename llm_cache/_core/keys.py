@@ -175,9 +175,18 @@ class Keys:
         """Name of the channel that tells of the end of a lease; channels know no databases."""
         return f"{self.namespace}:landed:{database}:{{{digest}}}"
 
-    def index(self, space: str) -> str:
-        """Name of the index of one vector space."""
-        return f"{self.namespace}:idx:{space}"
+    def index(self, space: str, tag: str = "") -> str:
+        """Name of the index of one vector space; on a cluster, of the primary with this *tag*.
+
+        There a name has a slot as a key has, and is known only where that slot is served.
+        """
+        name = f"{self.namespace}:idx:{space}"
+        return f"{name}:{{{tag}}}" if tag else name
+
+    def space(self, index: str) -> str | None:
+        """Return the vector space of an *index*; `None` where it is not one of ours."""
+        start = f"{self.namespace}:idx:"
+        return index[len(start) :].partition(":")[0] if index.startswith(start) else None
 
     def embedding(self, space: str, digest: str) -> str:
         """Key of the kept vector of a text in one vector space (string)."""

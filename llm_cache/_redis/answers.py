@@ -11,7 +11,7 @@ from dataclasses import replace
 from llm_cache._core.codec import encode_entry
 from llm_cache._core.keys import Keys, answer_digest
 from llm_cache._core.types import Entry
-from llm_cache._redis.connection import Connection
+from llm_cache._redis.connection import Connection, Lane
 from llm_cache._redis.exact import ExactStore, pair
 from llm_cache._redis.lease import Script
 from llm_cache._redis.line import Line
@@ -71,28 +71,39 @@ class Answers:
         None where Redis has no search module: then there are no entries.
         """
         try:
-            names = await self._connection.execute("FT._LIST")
+            lists = await self._connection.each("FT._LIST")
         except StoreUnavailable as error:
             if "unknown command" not in str(error).lower():
                 raise
             return []
-        start = self._keys.index("")
-        return sorted(_text(n).removeprefix(start) for n in names if _text(n).startswith(start))
+        spaces = [self._keys.space(_text(name)) for names in lists for name in names]
+        return sorted(set(filter(None, spaces)))
 
     async def prompts(self) -> AsyncGenerator[list[tuple[str, str]], None]:
         """Yield the digest of the answer and the prompt of every semantic entry, in batches.
 
         One round trip for a thousand entries, and one for the list of indexes.
         """
-        spaces = await self.spaces()
-        line = Line(self._connection)
+        for lane in self._connection.lanes:
+            line = Line(self._connection, lane)
+            try:
+                for index in await self._indexes(line, lane):
+                    async with aclosing(_prompts(line, index)) as batches:
+                        async for batch in batches:
+                            yield batch
+            finally:
+                await line.aclose()
+
+    async def _indexes(self, line: Line, lane: Lane) -> list[str]:
+        """Return the names of our indexes that one server answers to."""
         try:
-            for index in map(self._keys.index, spaces):
-                async with aclosing(_prompts(line, index)) as batches:
-                    async for batch in batches:
-                        yield batch
-        finally:
-            await line.aclose()
+            names = map(_text, await line.execute("FT._LIST"))
+        except StoreUnavailable as error:
+            if "unknown command" not in str(error).lower():
+                raise
+            return []
+        ours = filter(self._keys.space, names)
+        return [name for name in ours if self._connection.lane(name) is lane]
 
     async def remove(self, digests: Iterable[str]) -> None:
         """Remove answers with their aliases and what leads to them. Three round trips."""
@@ -103,21 +114,20 @@ class Answers:
         aliases = [alias for names in references for alias in names]
         if aliases:
             # The keys of one answer share a slot; each alias has its own.
-            pipeline = self._connection.client.pipeline(transaction=False)
-            for alias in aliases:
-                pipeline.unlink(alias)
-            await self._connection.run(pipeline.execute())
+            await self._connection.execute_all([("UNLINK", alias) for alias in aliases])
 
     async def reject(self, origin: str, requests: Sequence[str]) -> None:
         """Remember that the answer *origin* is wrong for *requests*. One round trip, or none."""
         if not requests:
             return
         now_s = self._clock()
-        pipeline = self._connection.client.pipeline(transaction=False)
-        pairs = {pair(request, origin): now_s for request in requests}
-        pipeline.zadd(self._keys.rejected, pairs)
-        pipeline.zremrangebyrank(self._keys.rejected, 0, -_MOST_REJECTED - 1)
-        await self._connection.run(pipeline.execute())
+        pairs = [part for request in requests for part in (now_s, pair(request, origin))]
+        await self._connection.execute_all(
+            [
+                ("ZADD", self._keys.rejected, *pairs),
+                ("ZREMRANGEBYRANK", self._keys.rejected, 0, -_MOST_REJECTED - 1),
+            ]
+        )
 
     async def pardon(self, origin: str, request: str) -> None:
         """Forget that the answer *origin* was wrong for *request*. One round trip."""

@@ -11,7 +11,7 @@ from llm_cache._core.codec import decode_entry, encode_entry
 from llm_cache._core.keys import Keys
 from llm_cache._core.types import Entry
 from llm_cache._exports import Answer, SemanticEntry
-from llm_cache._redis.connection import Connection
+from llm_cache._redis.connection import Command, Connection
 from llm_cache.errors import CorruptEntry
 
 # A key changes hands only if it still holds what was looked at (its SHA-1, '' for nothing): what
@@ -74,19 +74,16 @@ class BulkEntries:
         Raises:
             StoreUnavailable: Redis did not answer.
         """
-        pipeline = self._connection.client.pipeline(transaction=False)
-        names = [self._keys.answer(digest) for digest in digests]
-        pipeline.execute_command("MGET", self._keys.epoch, *names)
-        for digest, name in zip(digests, names, strict=True):
-            pipeline.execute_command("PEXPIRETIME", name)
-            pipeline.smembers(self._keys.refs(digest))
-            for space in spaces:
-                pipeline.hgetall(self._keys.entry(space, digest))
-        (epoch, *blobs), *rest = await self._connection.run(pipeline.execute())
-        width = 2 + len(spaces)
+        commands: list[Command] = [("GET", self._keys.epoch)]
+        for digest in digests:
+            name, refs = self._keys.answer(digest), self._keys.refs(digest)
+            commands += [("GET", name), ("PEXPIRETIME", name), ("SMEMBERS", refs)]
+            commands += [("HGETALL", self._keys.entry(space, digest)) for space in spaces]
+        epoch, *rest = await self._connection.execute_all(commands)
+        width = 3 + len(spaces)
         found = []
-        for i, (digest, blob) in enumerate(zip(digests, blobs, strict=True)):
-            expires_ms, members, *hashes = rest[i * width : (i + 1) * width]
+        for i, digest in enumerate(digests):
+            blob, expires_ms, members, *hashes = rest[i * width : (i + 1) * width]
             # What expired in between has no expiry any more; an answer without one is not ours.
             if blob is not None and int(expires_ms) > 0:
                 aliases = sorted(filter(None, map(self._keys.digest, map(_text, members))))
@@ -104,28 +101,31 @@ class BulkEntries:
         """Write each answer, with what leads to it, where there is still what was *Stored* there.
 
         With the answers goes a *note*: a key, its value, and the milliseconds it may live. One
-        round trip. Each answer is written with all that belongs to it and its expiry, or not at
-        all; returned is which were.
+        round trip, two on a cluster. Each answer is written with all that belongs to it and its
+        expiry, or not at all; returned is which were.
 
         Raises:
             StoreUnavailable: Redis did not answer; some may have been written.
         """
-        pipeline = self._connection.client.pipeline(transaction=False)
-        pipeline.execute_command("SCRIPT", "LOAD", _REPLACE)
+        commands: list[Command] = []
         scripts = []
         for answer, seen in answers:
-            scripts.append(len(pipeline))
-            pipeline.execute_command("EVALSHA", _REPLACE_SHA, *self._replace(answer, seen))
+            scripts.append(len(commands))
+            commands.append(("EVALSHA", _REPLACE_SHA, *self._replace(answer, seen)))
             origin = answer.entry.origin
             if origin is not None:
                 # In another slot of a cluster, so not within the script.
                 refs = self._keys.refs(origin)
-                pipeline.sadd(refs, self._keys.answer(answer.digest))
-                pipeline.execute_command("PEXPIREAT", refs, answer.expires_ms, "NX")
-                pipeline.execute_command("PEXPIREAT", refs, answer.expires_ms, "GT")
+                commands += [
+                    ("SADD", refs, self._keys.answer(answer.digest)),
+                    ("PEXPIREAT", refs, answer.expires_ms, "NX"),
+                    ("PEXPIREAT", refs, answer.expires_ms, "GT"),
+                ]
         key, value, ttl_ms = note
-        pipeline.set(key, value, px=ttl_ms)
-        replies = await self._connection.run(pipeline.execute())
+        # The note says that the answers are there.
+        replies, _ = await self._connection.execute_then(
+            commands, [("SET", key, value, "PX", ttl_ms)], before=("SCRIPT", "LOAD", _REPLACE)
+        )
         return [bool(replies[position]) for position in scripts]
 
     def _replace(self, answer: Answer, seen: Stored | None) -> list[Any]:

@@ -1,17 +1,14 @@
-"""One pool of Redis connections, bounded in number and in time, with our errors."""
+"""The way to Redis, whatever its shape, bounded in connections and in time, with our errors."""
 
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import Awaitable
+import random
+from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import parse_qsl, urlsplit
 
-from redis import asyncio as redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     AuthorizationError,
     NoPermissionError,
@@ -20,51 +17,96 @@ from redis.exceptions import (
 )
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from llm_cache._redis.address import Kind, mask, read_address
+from llm_cache._redis.cluster import Cluster, Send
 from llm_cache._redis.embedded import EmbeddedRedis
-from llm_cache.errors import ConfigurationError, StoreTimeout, StoreUnavailable
+from llm_cache._redis.lanes import (
+    Command,
+    Lane,
+    dedicated,
+    lane_over,
+    master_pool,
+    node_pool,
+    single_pool,
+)
+from llm_cache.errors import ConfigurationError, StoreError, StoreTimeout, StoreUnavailable
 
 if TYPE_CHECKING:
-    from redis.asyncio.connection import AbstractConnection
+    from redis import asyncio as redis
+
+__all__ = ["Command", "Connection", "Lane", "dedicated", "mask"]
 
 _T = TypeVar("_T")
-_SCHEMES = ("redis", "rediss", "unix", "embedded")
-# Of what redis-py takes, what can be said in text. `decode_responses` is taken and does nothing.
-_OPTIONS = frozenset(
-    {"client_name", "db", "decode_responses", "health_check_interval", "lib_name", "lib_version"}
-    | {"max_connections", "password", "protocol", "retry_on_timeout", "socket_connect_timeout"}
-    | {"socket_keepalive", "socket_read_size", "socket_timeout", "timeout", "username"}
-)
-_TLS_OPTION = "ssl_"
+_MOST_SENTINEL_PATIENCE_S = 0.5
 
 
 class Connection:
-    """The way to one Redis: `redis://`, `rediss://`, `unix://` or `embedded://`.
+    """The way to one Redis: a server, a cluster, or what sentinels watch.
+
+    A server is one *lane*, and so is the master of the moment behind sentinels; a cluster has one
+    for each primary. What a command is sent over follows from its first key.
+
+    Args:
+        url: `redis://`, `rediss://`, `unix://`, `embedded://`, or the first two with `+cluster`
+            or `+sentinel`.
+        max_connections: Of the pool; on a cluster to each primary.
+        timeout_s: For each operation, waiting for a connection included.
 
     Raises:
         ConfigurationError: *url* is not one of these, or has an option that cannot work.
     """
 
     def __init__(self, url: str, *, max_connections: int, timeout_s: float) -> None:
-        _check_url(url)
-        self._embedded = EmbeddedRedis.from_url(url) if url.startswith("embedded:") else None
-        self._url = url
+        self._address = read_address(url)
+        kind = self._address.kind
+        self._embedded = EmbeddedRedis.from_url(url) if kind is Kind.EMBEDDED else None
         self._max_connections = max_connections
         self._timeout_s = timeout_s
-        self._client: redis.Redis | None = None
+        self._lane: Lane | None = None
+        self._cluster: Cluster | None = None
+        if kind is Kind.CLUSTER:
+            self._cluster = Cluster(
+                self._address, max_connections=max_connections, timeout_s=timeout_s
+            )
         if self._embedded is None:
             self._check_options()
 
     @property
     def url(self) -> str:
-        """What redis-py connects to; for `embedded://`, known while the server runs."""
-        return self._url if self._embedded is None else self._embedded.url or self._url
+        """What was given; for `embedded://`, what redis-py connects to while the server runs."""
+        url = self._address.url
+        return url if self._embedded is None else self._embedded.url or url
+
+    @property
+    def is_cluster(self) -> bool:
+        """Whether keys live on several servers, each with slots of its own."""
+        return self._cluster is not None
+
+    @property
+    def database(self) -> int:
+        """The number of the database."""
+        pool = self.lanes[0].client.connection_pool
+        return int(pool.connection_kwargs.get("db") or 0)
 
     @property
     def client(self) -> redis.Redis:
-        """The client, once `open` has returned."""
-        if self._client is None:
-            raise StoreUnavailable("the connection to Redis is not open")
-        return self._client
+        """The client of the only server, once `open` has returned."""
+        return self._only().client
+
+    @property
+    def lanes(self) -> Sequence[Lane]:
+        """The ways to all servers that have keys, once `open` has returned."""
+        if self._cluster is None:
+            return (self._only(),)
+        if not self._cluster.lanes:
+            raise _not_open()
+        return self._cluster.lanes
+
+    def lane(self, key: str | None = None) -> Lane:
+        """Return the way to the server that has *key*, or without a key, to any."""
+        if self._cluster is None:
+            return self._only()
+        return random.choice(self.lanes) if key is None else self._cluster.lane(key)  # noqa: S311
 
     async def open(self) -> None:
         """Start the embedded server if there is one, connect, and `PING`.
@@ -73,61 +115,141 @@ class Connection:
             EmbeddedRedisUnavailable: `embedded://` cannot start a server here.
             StoreUnavailable: no Redis answers at the URL, or it refuses us.
         """
-        url = self._url if self._embedded is None else await self._embedded.start()
-        client = redis.Redis.from_pool(self._pool(url))
+        if self._cluster is not None:
+            try:
+                await self._explained(self._cluster.open())
+                await self._explained(self.each("PING"))
+            except BaseException:
+                await self._cluster.aclose()
+                raise
+            return
+        url = self._address.url if self._embedded is None else await self._embedded.start()
+        lane = lane_over("redis", self._pool(url))
         try:
-            await self._ping(client)
+            await self._explained(self.run(lane.client.execute_command("PING")))  # type: ignore[no-untyped-call]
         except BaseException:
-            await client.aclose()
+            await lane.client.aclose()
             if self._embedded is not None:
                 await self._embedded.stop()
             raise
-        self._client = client
-
-    def _pool(self, url: str) -> redis.BlockingConnectionPool:
-        pool = redis.BlockingConnectionPool.from_url(
-            url,
-            max_connections=self._max_connections,
-            # `run` bounds every round trip as a whole; a limit here would only add to it.
-            timeout=None,
-            socket_timeout=None,
-            socket_connect_timeout=None,
-            # A server may have closed an idle connection; one fresh try tells that from an outage.
-            retry=Retry(NoBackoff(), 1),
-        )
-        # What the URL says goes before what is said here, and entries are bytes.
-        pool.connection_kwargs["decode_responses"] = False
-        return pool
-
-    def _check_options(self) -> None:
-        """Make a connection that is never connected: redis-py looks at its options only then."""
-        try:
-            self._pool(self._url).make_connection()  # type: ignore[no-untyped-call]
-        except (TypeError, ValueError, RedisError) as error:
-            raise ConfigurationError(f"the Redis URL cannot work: {error}") from error
-
-    async def _ping(self, client: redis.Redis) -> None:
-        try:
-            await self.run(client.execute_command("PING"))  # type: ignore[no-untyped-call]
-        except StoreUnavailable as error:
-            raise type(error)(
-                f"no usable Redis at {mask(self._url)}: {str(error).rstrip('.')}. Check the URL,"
-                " start one with `docker compose up -d redis`, or use embedded://"
-            ) from error.__cause__
+        self._lane = lane
 
     async def aclose(self) -> None:
         """Close all connections, and stop the embedded server if there is one."""
-        client, self._client = self._client, None
+        lane, self._lane = self._lane, None
         try:
-            if client is not None:
-                await client.aclose()
+            if self._cluster is not None:
+                await self._cluster.aclose()
+            if lane is not None:
+                await lane.client.aclose()
         finally:
             if self._embedded is not None:
                 await self._embedded.stop()
 
     async def execute(self, *command: Any) -> Any:
         """Run one command: one round trip. Raises as `run` does."""
-        return await self.run(self.client.execute_command(*command))  # type: ignore[no-untyped-call]
+        if self._cluster is not None:
+            return (await self.execute_all([command]))[0]
+        try:
+            return await self.run(self.client.execute_command(*command))  # type: ignore[no-untyped-call]
+        except StoreUnavailable as error:
+            raise_naming(command, error)
+
+    async def execute_all(
+        self,
+        commands: Sequence[Command],
+        *,
+        before: Command | None = None,
+        raise_on_error: bool = True,
+    ) -> list[Any]:
+        """Run *commands*, sent together, and return their answers. One round trip.
+
+        They are no transaction. Those of one server are carried out in their order; on a cluster
+        each primary gets its own, at the same time. *before* is sent in front of them to each,
+        for instance to load a script.
+
+        Raises:
+            StoreTimeout, StoreUnavailable: one of them failed; the others may have been carried
+                out. Unless *raise_on_error*, its error is among the answers instead.
+        """
+        if not commands:
+            return []
+        if self._cluster is not None:
+            answers = await self.run(self._cluster.route(commands, Lane.send, before=before))
+        else:
+            first = () if before is None else (before,)
+            lane = self._only()
+            answers = (await self.run(lane.send([*first, *commands])))[len(first) :]
+        if raise_on_error:
+            raise_first(commands, answers)
+        return answers
+
+    async def execute_then(
+        self, first: Sequence[Command], then: Sequence[Command], *, before: Command | None = None
+    ) -> tuple[list[Any], list[Any]]:
+        """Run *then* when all of *first* have been carried out, and return both answers.
+
+        One round trip to a single server, which keeps the order; two on a cluster, which has
+        none. Raises as `execute_all`.
+        """
+        if self._cluster is None:
+            answers = await self.execute_all([*first, *then], before=before)
+            return answers[: len(first)], answers[len(first) :]
+        return (
+            await self.execute_all(first, before=before),
+            await self.execute_all(then, before=before),
+        )
+
+    async def transact(self, commands: Sequence[Command]) -> list[Any]:
+        """Run *commands* on keys of one slot, all of them or none. One round trip."""
+        lane = self.lane(commands[0][1])
+        answers = await self.run(lane.send(commands, transaction=True))
+        raise_first(commands, answers)
+        return answers
+
+    async def read(self, keys: Sequence[str]) -> list[bytes | None]:
+        """Return the values of *keys*. One round trip.
+
+        From a single server, all of one moment.
+        """
+        if not keys:
+            return []
+        if self._cluster is None:
+            values: list[bytes | None] = await self.execute("MGET", *keys)
+            return values
+        # An `MGET` may not leave its slot, and hardly two keys share one.
+        return await self.execute_all([("GET", key) for key in keys])
+
+    async def each(self, *command: Any) -> list[Any]:
+        """Run one command on every server, and return their answers, in the order of `lanes`."""
+        answers: list[Any] = await self.run(
+            asyncio.gather(*(lane.client.execute_command(*command) for lane in self.lanes))  # type: ignore[no-untyped-call]
+        )
+        return answers
+
+    async def scan(self, position: int, *options: Any) -> tuple[int, list[bytes]]:
+        """Walk on over the keys of all servers; return where to, 0 at the end, and some names.
+
+        A *position* holds for as long as the servers stay the same. A key that moves to another
+        server during the walk may be missed, or met twice. One round trip.
+        """
+        lanes = self.lanes
+        cursor, at = divmod(position, len(lanes))
+        found = lanes[at].client.execute_command("SCAN", cursor, *options)  # type: ignore[no-untyped-call]
+        cursor, names = await self.run(found)
+        if int(cursor):
+            return int(cursor) * len(lanes) + at, names
+        # The next server from its beginning, if there is one.
+        return (at + 1) % len(lanes), names
+
+    def route(self, commands: Sequence[Command], send: Send) -> Awaitable[list[Any]]:
+        """Return the answers to *commands*, and errors, each part sent to its server by *send*.
+
+        Of a cluster only; not bounded in time.
+        """
+        if self._cluster is None:
+            raise TypeError("there are no routes to a single server")
+        return self._cluster.route(commands, send)
 
     async def run(self, operation: Awaitable[_T], *, since_s: float | None = None) -> _T:
         """Await *operation* for at most `redis_timeout_s`, waiting for a connection included.
@@ -143,96 +265,91 @@ class Connection:
             async with asyncio.timeout_at(begin_s + self._timeout_s):
                 return await operation
         except (TimeoutError, RedisTimeoutError) as error:
+            self._suspect()
             raise StoreTimeout(
                 f"no answer within redis_timeout_s={self._timeout_s:g} s"
             ) from error
-        except (AuthenticationError, AuthorizationError, NoPermissionError) as error:
-            raise StoreUnavailable(f"Redis refused this user: {error}") from error
-        except ResponseError as error:
-            raise StoreUnavailable(f"Redis answered: {error}") from error
         except (RedisError, OSError) as error:
-            raise StoreUnavailable(str(error) or type(error).__name__) from error
+            self._suspect()
+            raise _ours(error) from error
 
+    def _suspect(self) -> None:
+        if self._cluster is not None:
+            self._cluster.suspect()
 
-def dedicated(client: redis.Redis, **settings: Any) -> AbstractConnection:
-    """Return a connection of the client's kind, with other *settings*, that is not connected yet.
+    def _only(self) -> Lane:
+        if self._cluster is not None:
+            raise TypeError("a cluster has no server that is the only one")
+        if self._lane is None:
+            raise _not_open()
+        return self._lane
 
-    It is outside the pool, where one that is kept would be missing for good. It speaks RESP2,
-    which needs no `HELLO`.
-    """
-    pool = client.connection_pool
-    # Maintenance notifications come with RESP3 alone.
-    shared = {
-        name: value
-        for name, value in pool.connection_kwargs.items()
-        if not name.startswith("maint")
-    }
-    link: AbstractConnection = pool.connection_class(**{**shared, "protocol": 2, **settings})
-    # No `CLIENT SETINFO`. Releases of redis-py differ in what switches it off.
-    for name in ("driver_info", "lib_name", "lib_version"):
-        setattr(link, name, None)
-    return link
-
-
-def mask(url: str) -> str:
-    """Return *url* as it may be shown: without its user, its password and its query.
-
-    A password that should have been percent-encoded may hold any sign, so nothing before the last
-    `@` is shown, and nothing at all where that may be within the query.
-    """
-    before, at, after = url.rpartition("@")
-    shown = re.split(r"[?#]", after)[0]
-    if not at:
-        return shown
-    scheme = re.match(r"[a-z]+://", before)
-    rest = "" if "?" in before else f"@{shown}"
-    return f"{scheme.group() if scheme else ''}***{rest}"
-
-
-def _check_url(url: object) -> None:
-    if not isinstance(url, str):
-        raise ConfigurationError(f"the Redis URL must be text; got {type(url).__name__}")
-    scheme = url.partition("://")[0] if "://" in url else ""
-    if scheme not in _SCHEMES:
-        raise ConfigurationError(
-            f"the Redis URL must begin with {', '.join(f'{name}://' for name in _SCHEMES)};"
-            f" got {mask(url)!r}"
-        )
-    if scheme in {"redis", "rediss"}:
-        _check_address(url)
-    if scheme != "embedded":
-        _check_query(url)
-
-
-def _check_address(url: str) -> None:
-    try:
-        parts = urlsplit(url)
-        port_is_fine = parts.port is None or parts.port > 0
-    except ValueError:
-        port_is_fine = False
-    if not port_is_fine:
-        raise ConfigurationError(f"the Redis URL has no valid port: {mask(url)!r}")
-    if not re.fullmatch(r"/?\d*", parts.path):
-        raise ConfigurationError(
-            f"the path of the Redis URL is the number of a database; got {mask(url)!r}"
-        )
-
-
-def _check_query(url: str) -> None:
-    try:
-        query, fragment = urlsplit(url)[3:]
-        options = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
-    except ValueError:
-        options, fragment = [], "unreadable"
-    # Where a password has one of these signs, redis-py would ask another host without telling.
-    if fragment:
-        raise ConfigurationError(
-            "the Redis URL has a `?` that begins no `name=value`, or a `#`; in a password they are"
-            f" written %3F and %23: {mask(url)!r}"
-        )
-    for name, _ in options:
-        if name not in _OPTIONS and not name.startswith(_TLS_OPTION):
-            raise ConfigurationError(
-                f"the Redis URL has an option that is not known: {name!r}; known are"
-                f" {', '.join(sorted(_OPTIONS))} and those for TLS, which begin with ssl_"
+    def _pool(self, url: str) -> redis.BlockingConnectionPool:
+        if self._address.kind is Kind.SENTINEL:
+            # Time is left to ask the next one.
+            patience_s = self._timeout_s / (len(self._address.hosts) + 1)
+            return master_pool(
+                self._address,
+                max_connections=self._max_connections,
+                patience_s=min(patience_s, _MOST_SENTINEL_PATIENCE_S),
             )
+        return single_pool(url, max_connections=self._max_connections)
+
+    def _check_options(self) -> None:
+        """Make a connection that is never connected: redis-py looks at its options only then."""
+        try:
+            if self._cluster is None:
+                pool = self._pool(self._address.url)
+            else:
+                pool = node_pool(self._address, *self._address.hosts[0], max_connections=1)
+            pool.make_connection()  # type: ignore[no-untyped-call]
+        except (TypeError, ValueError, RedisError) as error:
+            raise ConfigurationError(f"the Redis URL cannot work: {error}") from error
+
+    async def _explained(self, opening: Awaitable[Any]) -> None:
+        try:
+            await opening
+        except StoreUnavailable as error:
+            raise type(error)(
+                f"no usable Redis at {mask(self._address.url)}: {str(error).rstrip('.')}. Check"
+                " the URL, start one with `docker compose up -d redis`, or use embedded://"
+            ) from error.__cause__
+
+
+def raise_first(commands: Sequence[Command], answers: Sequence[Any]) -> None:
+    """Raise the first error among the *answers* to *commands* as one of ours.
+
+    Raises:
+        StoreUnavailable: there is one.
+    """
+    for command, answer in zip(commands, answers, strict=True):
+        if isinstance(answer, StoreError):
+            raise answer
+        if isinstance(answer, Exception):
+            error = _ours(answer)
+            error.__cause__ = answer
+            raise_naming(command, error)
+
+
+def raise_naming(command: Command, error: StoreUnavailable) -> None:
+    """Raise *error*, with the name of the *command* where this user may not give it."""
+    if not isinstance(error.__cause__, NoPermissionError):
+        raise error
+    raise type(error)(f"{command[0]}: {error}") from error.__cause__
+
+
+def _ours(error: Exception) -> StoreUnavailable:
+    if isinstance(error, (AuthenticationError, AuthorizationError, NoPermissionError)):
+        return StoreUnavailable(f"Redis refused this user: {error}")
+    if isinstance(error, AskError):
+        # `MovedError` is one, too. On a cluster only a second one in a row comes here.
+        return StoreUnavailable(
+            f"Redis answered: {error}; this is a cluster, whose URL begins with redis+cluster://"
+        )
+    if isinstance(error, ResponseError):
+        return StoreUnavailable(f"Redis answered: {error}")
+    return StoreUnavailable(str(error) or type(error).__name__)
+
+
+def _not_open() -> StoreUnavailable:
+    return StoreUnavailable("the connection to Redis is not open")

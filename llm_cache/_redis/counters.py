@@ -149,10 +149,9 @@ class Counters:
             StoreError: Redis failed.
         """
         parts = ["total"] if window is None else self._parts(window)
-        pipeline = self._connection.client.pipeline(transaction=False)
-        for part in parts:
-            pipeline.hgetall(self._keys.stats(part))
-        hashes: list[dict[Any, Any]] = await self._connection.run(pipeline.execute())
+        hashes: list[dict[Any, Any]] = await self._connection.execute_all(
+            [("HGETALL", self._keys.stats(part)) for part in parts]
+        )
         rows, first = Table(), None
         for part, numbers in zip(parts, hashes, strict=True):
             if numbers and first is None:

@@ -32,7 +32,7 @@ class KeptEmbeddings:
             StoreUnavailable: Redis did not answer.
         """
         names = self._names(texts, dimensions)
-        blobs = await self._connection.execute("MGET", *names)
+        blobs = await self._connection.read(names)
         return [_decode(blob, dimensions) for blob in blobs]
 
     async def store(self, texts: Sequence[str], vectors: Vector) -> None:
@@ -41,11 +41,13 @@ class KeptEmbeddings:
         Raises:
             StoreUnavailable: Redis did not answer.
         """
-        pipeline = self._connection.client.pipeline(transaction=False)
         names = self._names(texts, vectors.shape[1])
-        for name, vector in zip(names, vectors.astype("<f2"), strict=True):
-            pipeline.set(name, vector.tobytes(), px=self._ttl_ms)
-        await self._connection.run(pipeline.execute())
+        await self._connection.execute_all(
+            [
+                ("SET", name, vector.tobytes(), "PX", self._ttl_ms)
+                for name, vector in zip(names, vectors.astype("<f2"), strict=True)
+            ]
+        )
 
     def _names(self, texts: Sequence[str], dimensions: int) -> list[str]:
         space = identity.fingerprint(self._model_id, dimensions)

@@ -187,10 +187,9 @@ class Epochs:
     async def _read(self) -> Purges:
         known = "" if self._purges is None else self._purges.epoch
         # The epoch first: the table is written before it, and so is never older than it here.
-        pipeline = self._connection.client.pipeline(transaction=False)
-        pipeline.get(self._keys.epoch)
-        pipeline.hgetall(self._keys.purges)
-        epoch, table = await self._connection.run(pipeline.execute())
+        (epoch,), (table,) = await self._connection.execute_then(
+            [("GET", self._keys.epoch)], [("HGETALL", self._keys.purges)]
+        )
         fields = {_text(name): _text(value) for name, value in table.items()}
         self._longest_ms = int(fields.get("longest", "0"))
         self._unindexed_until_ms = int(fields.get("unindexed", "0"))

@@ -10,8 +10,8 @@ from llm_cache._core.keys import Keys
 from llm_cache._core.policy import Purges
 from llm_cache._redis.connection import Connection
 from llm_cache._redis.epoch import Epochs
-from llm_cache._redis.line import Line
-from llm_cache._redis.reads import CoalescedReads
+from llm_cache._redis.line import Line, Lines
+from llm_cache._redis.reads import CoalescedReads, SplitReads
 from llm_cache._redis.sliding import Sliding
 from llm_cache.errors import CorruptEntry
 
@@ -48,7 +48,9 @@ class ExactStore:
         self._keys = keys
         self.epochs = epochs
         self._sliding = sliding
-        self._reads = CoalescedReads(connection, keys.epoch)
+        self._reads = (SplitReads if connection.is_cluster else CoalescedReads)(
+            connection, keys.epoch
+        )
 
     async def aclose(self) -> None:
         """Tell Redis what it was not told yet, and let go of the connection for reads."""
@@ -75,13 +77,13 @@ class ExactStore:
         One round trip for all.
         """
         keys = [self._keys.answer(digest) for digest in digests]
-        *blobs, epoch = await self._connection.execute("MGET", *keys, self._keys.epoch)
+        *blobs, epoch = await self._connection.read([*keys, self._keys.epoch])
         purges = await self.epochs.current(epoch)
         pairs = zip(blobs, digests, strict=True)
         return [_judge(blob, purges, digest) for blob, digest in pairs]
 
     async def lookup_for(
-        self, asked: str, digest: str, prompt: str | None, line: Line
+        self, asked: str, digest: str, prompt: str | None, line: Line | Lines
     ) -> tuple[Lookup, int]:
         """Return what `lookup` does, to answer the request *asked* too, and the ms it has left.
 
@@ -89,10 +91,11 @@ class ExactStore:
         request is as good as gone: it has no time left. One round trip over *line*, which takes
         half the time of one of the pool's pipelines.
         """
-        keys = (self._keys.answer(digest), self._keys.epoch)
-        (blob, epoch), left_ms, rejected = await line.execute_all(
-            ("MGET", *keys),
-            ("PTTL", keys[0]),
+        key = self._keys.answer(digest)
+        blob, epoch, left_ms, rejected = await line.execute_all(
+            ("GET", key),
+            ("GET", self._keys.epoch),
+            ("PTTL", key),
             ("ZSCORE", self._keys.rejected, pair(asked, digest)),
         )
         found = _judge(blob, await self.epochs.current(epoch), digest, prompt)
@@ -113,14 +116,17 @@ class ExactStore:
         *copied* is that answer as it was read. What is stored under *alias* by then stays, unless
         this *replaces* something dead.
 
-        One round trip, two where the origin went away meanwhile.
+        One round trip, two on a cluster, one more where the origin went away meanwhile.
         """
         key, source = self._keys.answer(alias), self._keys.answer(origin)
-        pipeline = self._connection.client.pipeline(transaction=False)
-        pipeline.set(key, blob, px=left_ms, nx=not replaces)
-        pipeline.eval(_REFER, 1, self._keys.refs(origin), key, left_ms)
-        pipeline.getrange(source, 0, len(copied.header) - 1)
-        is_written, _, present = await self._connection.run(pipeline.execute())
+        write = ("SET", key, blob, "PX", left_ms, *(() if replaces else ("NX",)))
+        (is_written,), (_, present) = await self._connection.execute_then(
+            [write],
+            [
+                ("EVAL", _REFER, 1, self._keys.refs(origin), key, left_ms),
+                ("GETRANGE", source, 0, len(copied.header) - 1),
+            ],
+        )
         if is_written and present != copied.header:
             # It was removed before its list of references named this alias, so whoever removed it
             # could not see the alias. Removed later, the list did name it.

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from llm_cache._redis.connection import Connection, dedicated
+from llm_cache._redis.connection import Connection
 from llm_cache.errors import StoreUnavailable
 
 if TYPE_CHECKING:
@@ -137,8 +137,8 @@ class Landings:
 
     async def _live(self, line: _Line) -> None:
         """Connect, and hear until the connection is lost."""
-        link = dedicated(
-            self._connection.client,
+        # On a cluster any node will do: what is published reaches all of them.
+        link = self._connection.lane().dedicated(
             # Pub/sub knows no databases: no `SELECT`, and the first subscription is one command.
             db=0,
             # Silence is normal here; a `PING` would be answered in between of the messages.

@@ -27,7 +27,7 @@ from redis.exceptions import NoScriptError
 from llm_cache._core.keys import Keys
 from llm_cache._redis.connection import Connection
 from llm_cache._redis.landings import Ear, Landings
-from llm_cache._redis.line import Line
+from llm_cache._redis.line import Lines
 from llm_cache.errors import StoreTimeout, StoreUnavailable
 
 _log = logging.getLogger("llm_cache.lease")
@@ -59,7 +59,7 @@ class Script:
 
     async def run(
         self,
-        via: Connection | Line,
+        via: Connection | Lines,
         keys: Sequence[str],
         arguments: Sequence[str | bytes | int],
     ) -> Any:
@@ -77,13 +77,11 @@ class Script:
         self, connection: Connection, calls: Iterable[tuple[Sequence[str], Sequence[str | bytes]]]
     ) -> list[Any]:
         """Run the script once for each of *calls*, their keys and arguments. One round trip."""
-        pipeline = connection.client.pipeline(transaction=False)
-        # First of all, so that no other command of the pipeline can miss it.
-        pipeline.script_load(self._text)
-        for keys, arguments in calls:
-            pipeline.evalsha(self._sha, len(keys), *keys, *arguments)
-        _, *replies = await connection.run(pipeline.execute())
-        return replies
+        commands = [
+            ("EVALSHA", self._sha, len(keys), *keys, *arguments) for keys, arguments in calls
+        ]
+        # First of all, so that none of them can miss it.
+        return await connection.execute_all(commands, before=("SCRIPT", "LOAD", self._text))
 
 
 # `PUBLISH` is called so that its failure is ignored: a user without the right to the channel has
@@ -186,7 +184,7 @@ class Leases:
         self._landings = Landings(connection)
         # Many stores at once keep one connection busy, for half of what the pool's take. One that
         # is carried out twice leaves what one leaves; only the second tells that it did nothing.
-        self._stores = Line(connection)
+        self._stores = Lines(connection)
         self._is_closed = False
 
     async def claim(
@@ -235,9 +233,8 @@ class Leases:
         # Counted from before the command, so that a slow reply never delays the first renewal.
         lease = Lease(self, digest, token, _now_s() + self._renew_s)
         key = self._keys.lease(digest)
-        holder = await self._connection.run(
-            self._connection.client.set(key, token, px=self._lease_ms, nx=True, get=True)
-        )
+        take = ("SET", key, token, "NX", "GET", "PX", self._lease_ms)
+        holder = await self._connection.execute(*take)
         # Our own token comes back where the first reply was lost and the command sent again.
         if holder is not None and holder != token.encode():
             return None
@@ -265,7 +262,7 @@ class Leases:
                 if ear.heard is None:
                     # Asked only when nothing later can be missed: a lease that ended before is
                     # gone by now.
-                    left_ms = await self._connection.run(self._connection.client.pttl(key))
+                    left_ms = await self._connection.execute("PTTL", key)
                     if left_ms == _GONE:
                         return Landing.LANDED
                     if left_ms < 0:
@@ -344,8 +341,7 @@ class Leases:
 
     def _channel(self, digest: str) -> str:
         # A channel reaches all databases of a server; a digest may be led in each of them.
-        settings = self._connection.client.connection_pool.connection_kwargs
-        return self._keys.landed(digest, database=int(settings.get("db") or 0))
+        return self._keys.landed(digest, database=self._connection.database)
 
     async def _subscribe(self, ear: Ear) -> None:
         try:
@@ -375,12 +371,15 @@ class Leases:
         for lease in leases:
             lease.due_s = next_s
         try:
-            pipeline = self._connection.client.pipeline(transaction=False)
-            for lease in leases:
-                # Tells the holder and renews in one plain command. The one time that we find we
-                # have lost a lease, we have lengthened another's, as it does itself.
-                pipeline.getex(self._keys.lease(lease.digest), px=self._lease_ms)
-            holders = await self._connection.run(pipeline.execute(raise_on_error=False))
+            # Tells the holder and renews in one plain command. The one time that we find we have
+            # lost a lease, we have lengthened another's, as it does itself.
+            holders = await self._connection.execute_all(
+                [
+                    ("GETEX", self._keys.lease(lease.digest), "PX", self._lease_ms)
+                    for lease in leases
+                ],
+                raise_on_error=False,
+            )
         except StoreUnavailable as error:
             # Tried again when next due. If it is lost meanwhile, the fence says so at the end.
             _log.debug("%d leases could not be renewed: %s", len(leases), error)

@@ -20,7 +20,7 @@ from hiredis import pack_command
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
-from llm_cache._redis.connection import Connection, dedicated
+from llm_cache._redis.connection import Command, Connection, Lane, raise_first
 from llm_cache.errors import StoreError, StoreTimeout, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 MOST_ON_THEIR_WAY = 4
 """Turns that are sent and not answered yet. From two on the server is busy all the time; what is
 above that makes others wait (`python -m benchmarks micro line`)."""
-
-Command = tuple[Any, ...]
 
 
 @dataclass(slots=True, eq=False)
@@ -53,10 +51,23 @@ class _Turn:
 
 
 class Line:
-    """Carries commands to Redis and their answers back. Opened when first needed."""
+    """Carries commands to one server and their answers back. Opened when first needed.
 
-    def __init__(self, connection: Connection, *, on_their_way: int = MOST_ON_THEIR_WAY) -> None:
+    Args:
+        connection: The way to Redis.
+        lane: To which of its servers; default the only one.
+        on_their_way: Turns that are sent and not answered yet, at most.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        lane: Lane | None = None,
+        *,
+        on_their_way: int = MOST_ON_THEIR_WAY,
+    ) -> None:
         self._connection = connection
+        self._lane = lane
         self._most = on_their_way
         self._waiting: deque[_Turn] = deque()
         self._sent: deque[_Turn] = deque()
@@ -79,6 +90,14 @@ class Line:
             StoreTimeout: no answer within `redis_timeout_s`, the time in the queue included.
             StoreUnavailable: Redis refused one of them, or went away.
         """
+        answers = await self._connection.run(self._answered(commands))
+        for answer in answers:
+            if isinstance(answer, ResponseError):
+                raise_first(commands, answers)
+        return answers
+
+    async def replies(self, commands: Sequence[Command]) -> list[Any]:
+        """Do what `execute_all` does, with what was refused among the answers as its error."""
         return await self._connection.run(self._answered(commands))
 
     async def aclose(self) -> None:
@@ -106,9 +125,6 @@ class Line:
                 answers = await self._exchange(commands)
             finally:
                 self._go_on()
-        for answer in answers:
-            if isinstance(answer, ResponseError):
-                raise answer
         return answers
 
     def _go_on(self) -> None:
@@ -186,7 +202,7 @@ class Line:
         if self._is_closed:
             raise _closed()
         if self._link is None:
-            self._link = dedicated(self._connection.client)
+            self._link = (self._lane or self._connection.lane()).dedicated()
         # Does nothing while it is connected. It is kept before, so that whoever is cancelled here
         # hangs up what has half begun.
         await self._link.connect()  # type: ignore[no-untyped-call]
@@ -196,6 +212,44 @@ class Line:
         link, self._link = self._link, None
         if link is not None:
             await link.disconnect(nowait=True)
+
+
+class Lines:
+    """A line to each server of a connection; commands go where their first keys are."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        # It finds its server when it is first needed, which is after the connection was opened.
+        self._only = None if connection.is_cluster else Line(connection)
+        self._each: dict[Lane, Line] = {}
+        self._is_closed = False
+
+    async def execute(self, *command: Any) -> Any:
+        """Run one command. One round trip; raises as `execute_all`."""
+        return (await self.execute_all(command))[0]
+
+    async def execute_all(self, *commands: Command) -> list[Any]:
+        """Run *commands* as `Line.execute_all` does; on a cluster, each part at the same time."""
+        if self._only is not None:
+            return await self._only.execute_all(*commands)
+        answers = await self._connection.run(self._connection.route(commands, self._send))
+        raise_first(commands, answers)
+        return answers
+
+    async def aclose(self) -> None:
+        """Let go of the connections. Whoever still waits gets an error."""
+        self._is_closed = True
+        lines = [*self._each.values()] if self._only is None else [self._only]
+        await asyncio.gather(*(line.aclose() for line in lines))
+
+    async def _send(self, lane: Lane, commands: Sequence[Command]) -> list[Any]:
+        if self._is_closed:
+            raise _closed()
+        line = self._each.get(lane)
+        if line is None:
+            # That of a server that is gone stays: it may come back, and its connection is closed.
+            line = self._each[lane] = Line(self._connection, lane)
+        return await line.replies(commands)
 
 
 async def _send(link: AbstractConnection, commands: Sequence[Command]) -> None:

@@ -48,7 +48,7 @@ class PolicyStore:
         Raises:
             StoreUnavailable: Redis did not answer.
         """
-        found = await self._connection.run(self._connection.client.hgetall(self._key))
+        found = await self._connection.execute("HGETALL", self._key)
         return Policies({_text(name): self._read(data) for name, data in found.items()})
 
     async def save(self, stored: StoredPolicy, *, tenants: Sequence[str] = ()) -> None:
@@ -73,8 +73,7 @@ class PolicyStore:
         Raises:
             StoreUnavailable: Redis did not answer.
         """
-        removed = self._connection.client.hdel(self._key, *_fields(tenants))
-        return int(await self._connection.run(removed))
+        return int(await self._connection.execute("HDEL", self._key, *_fields(tenants)))
 
     def _read(self, data: bytes | str) -> StoredPolicy | UnusablePolicy:
         try:

@@ -3,18 +3,27 @@
 A read that finds none in flight goes out at once, as fast as a bare command. Those that arrive
 meanwhile wait for it and share the next `MGET`, so that a hundred callers cost two round trips.
 All of it goes over one connection of its own, which no other command holds up.
+
+On a cluster there is one such connection to each primary. A key and its companion are then two
+reads, each of which travels with what else is read there (`SplitReads`).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from hiredis import pack_command
+from redis.exceptions import AskError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from llm_cache._redis.connection import Connection, dedicated
+from llm_cache._flight import observe
+from llm_cache._redis.connection import Command, Connection, Lane, raise_first
 from llm_cache.errors import StoreError, StoreUnavailable
+
+if TYPE_CHECKING:
+    from redis.asyncio.connection import AbstractConnection
 
 _MOST_KEYS = 512
 """Keys in one `MGET`: enough to make the round trip cheap, few enough not to hold up others."""
@@ -24,11 +33,19 @@ Read = tuple[bytes | None, bytes | None]
 
 
 class CoalescedReads:
-    """Reads keys, each together with one *companion* key."""
+    """Reads keys from one server, each together with one *companion* key, if there is one.
 
-    def __init__(self, connection: Connection, companion: str) -> None:
+    Without a companion the reads are those of one primary of a cluster (*lane*): the keys of a
+    batch have slots of their own, so that they are read by as many `GET`, sent together, and what
+    was refused comes back as its error in the place of the value.
+    """
+
+    def __init__(
+        self, connection: Connection, companion: str | None, *, lane: Lane | None = None
+    ) -> None:
         self._connection = connection
         self._companion = companion
+        self._lane = lane
         self._waiting: dict[str, list[asyncio.Future[Read]]] = {}
         self._waiting_since_s = 0.0
         self._is_busy = False
@@ -60,6 +77,21 @@ class CoalescedReads:
         else:
             waiters.append(future)
         return await future
+
+    def ask(self, key: str) -> asyncio.Future[Read]:
+        """Return what will have the value of *key*, of a read that begins from now on.
+
+        Not alone even if none is in flight: whoever asks in this turn of the loop travels along.
+        """
+        loop = asyncio.get_running_loop()
+        if not self._waiting:
+            self._waiting_since_s = loop.time()
+        future: asyncio.Future[Read] = loop.create_future()
+        self._waiting.setdefault(key, []).append(future)
+        if not self._is_busy:
+            self._is_busy = True
+            self._go_on()
+        return future
 
     async def aclose(self) -> None:
         """Let go of the connection. Whoever still waits gets an error."""
@@ -124,11 +156,13 @@ class CoalescedReads:
 
     async def _exchange(self, keys: Sequence[str]) -> list[bytes | None]:
         if self._line is None:
-            self._line = dedicated(self._connection.client)
+            self._line = (self._lane or self._connection.lane()).dedicated()
         line = self._line
         try:
             if not line.is_connected:
                 await line.connect()
+            if self._companion is None:
+                return await _get_each(line, keys)
             command = line.pack_command("MGET", *keys, self._companion)
             await line.send_packed_command(command, check_health=False)
             values: list[bytes | None] = await line.read_response()
@@ -142,6 +176,77 @@ class CoalescedReads:
         line, self._line = self._line, None
         if line is not None:
             await line.disconnect(nowait=True)
+
+
+class SplitReads:
+    """Reads keys of a cluster, each together with one *companion* key that has its own server.
+
+    The two are read at the same time, not at one moment. That is enough for a key that has to be
+    judged by its companion: both reads begin after the call of `get`, so that whatever had changed
+    the companion by then is seen. What changes it later could as well have come after the call.
+    The other way round, a companion read before the call, what it has missed would stay in force.
+    A value that is newer than its companion was written by somebody who knew a later one, and
+    carries that with it.
+    """
+
+    def __init__(self, connection: Connection, companion: str) -> None:
+        self._connection = connection
+        self._companion = companion
+        self._each: dict[Lane, CoalescedReads] = {}
+        self._is_closed = False
+
+    async def get(self, key: str) -> Read:
+        """Return the values of *key* and of the companion: one round trip to each of the two.
+
+        What has moved to another primary is read once more, there.
+
+        Raises:
+            StoreUnavailable: one of them did not answer, or not in time.
+        """
+        about_key, about_companion = self._ask(key), self._ask(self._companion)
+        # Whoever leaves before, by an error or a cancellation, does not look at it any more.
+        about_companion.add_done_callback(observe)
+        value, _ = await about_key
+        companion, _ = await about_companion
+        return await self._found(key, value), await self._found(self._companion, companion)
+
+    async def aclose(self) -> None:
+        """Let go of the connections. Whoever still waits gets an error."""
+        self._is_closed = True
+        await asyncio.gather(*(reads.aclose() for reads in self._each.values()))
+
+    def _ask(self, key: str) -> asyncio.Future[Read]:
+        if self._is_closed:
+            raise _closed()
+        lane = self._connection.lane(key)
+        reads = self._each.get(lane)
+        if reads is None:
+            reads = self._each[lane] = CoalescedReads(self._connection, None, lane=lane)
+        return reads.ask(key)
+
+    async def _found(self, key: str, value: Any) -> bytes | None:
+        if isinstance(value, AskError):  # as is `MovedError`
+            # Asked there again by way of the pool, which finds out where to.
+            found: bytes | None = await self._connection.execute("GET", key)
+            return found
+        raise_first([("GET", key)], [value])
+        known: bytes | None = value
+        return known
+
+
+async def _get_each(line: AbstractConnection, keys: Sequence[str]) -> list[Any]:
+    """Return the values of *keys*, and nothing for a companion, over one connection."""
+    commands: list[Command] = [("GET", key) for key in keys]
+    packed = b"".join([pack_command(command) for command in commands])
+    await line.send_packed_command(packed, check_health=False)
+    values: list[Any] = []
+    for _ in keys:
+        try:
+            values.append(await line.read_response())
+        except ResponseError as error:
+            # The next reply has to be read all the same.
+            values.append(error)
+    return [*values, None]
 
 
 def _closed() -> StoreUnavailable:

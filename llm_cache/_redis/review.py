@@ -115,13 +115,11 @@ class Review:
         Raises:
             StoreUnavailable: Redis did not answer.
         """
-        pipeline = self._connection.client.pipeline(transaction=True)
-        for item in items:
-            pipeline.execute_command(
-                *("XADD", self._key, "MAXLEN", "~", self._max_items, "*"), *_fields(item)
-            )
-        pipeline.execute_command("PEXPIRE", self._key, self._ttl_ms)
-        *ids, _ = await self._connection.run(pipeline.execute())
+        add = ("XADD", self._key, "MAXLEN", "~", self._max_items, "*")
+        expire = ("PEXPIRE", self._key, self._ttl_ms)
+        *ids, _ = await self._connection.transact(
+            [*((*add, *_fields(item)) for item in items), expire]
+        )
         oldest_ms = max(0, _milliseconds(ids[-1]) - self._ttl_ms)
         # To the item, not about: texts are not kept for longer than was said.
         await self._connection.execute("XTRIM", self._key, "MINID", oldest_ms)

@@ -64,13 +64,15 @@ class Sliding:
         pending = list(self._until_ms.items())
         for start in range(0, len(pending), _AT_ONCE):
             some = pending[start : start + _AT_ONCE]
-            pipeline = self._connection.client.pipeline(transaction=False)
-            for digest, until_ms in some:
-                for key in self._keys.belongings(digest, self._spaces()):
-                    # Never earlier: another worker may have said later.
-                    pipeline.pexpireat(key, until_ms, gt=True)
+            spaces = self._spaces()
+            commands = [
+                # Never earlier: another worker may have said later.
+                ("PEXPIREAT", key, until_ms, "GT")
+                for digest, until_ms in some
+                for key in self._keys.belongings(digest, spaces)
+            ]
             try:
-                await self._connection.run(pipeline.execute())
+                await self._connection.execute_all(commands)
             except StoreError as error:
                 self._failed(error)
                 return

@@ -165,15 +165,14 @@ class Sweeper:
         epoch = (await self._epochs.current(None)).epoch
         # Whoever walks shows since when: what was invalidated before is taken along.
         name = f"{epoch}:{secrets.token_hex(8)}"
-        client = self._connection.client
         while True:
-            turn = client.set(self._keys.sweep, name, nx=True, get=True, px=_ms(_TURN_S))
-            holder: Any = await self._connection.run(turn)
+            turn = ("SET", self._keys.sweep, name, "NX", "GET", "PX", _ms(_TURN_S))
+            holder: Any = await self._connection.execute(*turn)
             if holder is None:
                 break
             if _text(holder)[:_EPOCH_CHARS] >= epoch:
                 return
-            left_ms = await self._connection.run(client.pttl(self._keys.sweep))
+            left_ms = await self._connection.execute("PTTL", self._keys.sweep)
             await asyncio.sleep(max(1, left_ms) / 1000)
         rest_s = 0.0
         try:
@@ -192,14 +191,14 @@ class Sweeper:
 
     async def _answers(self) -> AsyncIterator[list[Stored]]:
         """Yield all answers and aliases, in batches."""
-        pattern, cursor = self._keys.answer_pattern, 0
+        pattern, position = self._keys.answer_pattern, 0
         while True:
-            cursor, names = await self._connection.execute(
-                "SCAN", cursor, "MATCH", pattern, "COUNT", _BATCH, "TYPE", "string"
+            position, names = await self._connection.scan(
+                position, "MATCH", pattern, "COUNT", _BATCH, "TYPE", "string"
             )
             if names:
                 yield await self._read([_text(name) for name in names])
-            if not int(cursor):
+            if not position:
                 return
             await asyncio.sleep(self._pause_s)
 
@@ -222,10 +221,8 @@ class Sweeper:
     async def _starts(self, names: Sequence[str], size_bytes: int) -> dict[str, bytes]:
         if not names:
             return {}
-        pipeline = self._connection.client.pipeline(transaction=False)
-        for name in names:
-            pipeline.getrange(name, 0, size_bytes - 1)
-        return dict(zip(names, await self._connection.run(pipeline.execute()), strict=True))
+        commands = [("GETRANGE", name, 0, size_bytes - 1) for name in names]
+        return dict(zip(names, await self._connection.execute_all(commands), strict=True))
 
 
 def _lives(stored: Stored, purges: Purges) -> bool:

@@ -28,9 +28,9 @@ from typing import Any
 from llm_cache._core.keys import Keys, answer_digest
 from llm_cache._core.types import Candidate
 from llm_cache._core.vectors import Vector, salted_blob
-from llm_cache._redis.connection import Connection
+from llm_cache._redis.connection import Command, Connection, Lane
 from llm_cache._redis.lease import HashWrite
-from llm_cache._redis.line import Command, Line
+from llm_cache._redis.line import Line
 from llm_cache.errors import (
     ConfigurationError,
     IndexMismatch,
@@ -63,24 +63,28 @@ class VectorStore:
         space: str,
         dimensions: int,
         clock: Callable[[], float] = time.monotonic,
+        lane: Lane | None = None,
+        tag: str = "",
     ) -> None:
         if not 0 < dimensions <= _MAX_DIMENSIONS:
             raise ConfigurationError(
                 f"an embedder must have 1 to {_MAX_DIMENSIONS} dimensions; got {dimensions}"
             )
         self._keys = keys
+        # Of a cluster, one primary (`shards.py`).
+        self._tag = tag
         self.space = space
         """Its fingerprint."""
         self.dimensions = dimensions
         """Length of every vector."""
         self._sizes = _ScopeSizes(clock)
-        self.line = Line(connection)
+        self.line = Line(connection, lane)
         """Carries the searches; what they lead to may be fetched over it. Replies are RESP2."""
 
     @property
     def index(self) -> str:
         """Name of the index."""
-        return self._keys.index(self.space)
+        return self._keys.index(self.space, self._tag)
 
     async def ensure_index(self) -> None:
         """Create the index unless it is there. Two round trips.

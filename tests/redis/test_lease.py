@@ -503,11 +503,11 @@ async def test_live_leader_is_asked_about_once_a_lease(leases, others, connectio
     left_ms = [30, 30, 30, -2]
     asked_s = []
 
-    async def pttl(_key):
+    async def execute(*_command):
         asked_s.append(asyncio.get_running_loop().time())
         return left_ms.pop(0)
 
-    monkeypatch.setattr(connection.client, "pttl", pttl)
+    monkeypatch.setattr(connection, "execute", execute)
 
     assert await others.wait(DIGEST) is Landing.LANDED
     assert left_ms == []

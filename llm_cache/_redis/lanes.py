@@ -1,0 +1,140 @@
+"""The way to one server: a pool of connections, and connections beside it.
+
+A standalone Redis and the master that sentinels name are one lane each; a cluster is one lane for
+each primary (`cluster.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from redis import asyncio as redis
+from redis.asyncio.connection import SSLConnection
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.backoff import NoBackoff
+
+from llm_cache._redis.address import Address
+
+if TYPE_CHECKING:
+    from redis.asyncio.connection import AbstractConnection
+
+Command = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lane:
+    """The way to one server."""
+
+    name: str
+    client: redis.Redis
+
+    def dedicated(self, **settings: Any) -> AbstractConnection:
+        """Return a connection to the server, with other *settings*, not connected yet."""
+        return dedicated(self.client, **settings)
+
+    async def send(self, commands: Sequence[Command], *, transaction: bool = False) -> list[Any]:
+        """Return the answers to *commands*, sent together. One round trip.
+
+        What was refused is among them as its error.
+
+        Raises:
+            RedisError: the server did not answer.
+        """
+        pipeline = self.client.pipeline(transaction=transaction)
+        for command in commands:
+            pipeline.execute_command(*command)
+        answers: list[Any] = await pipeline.execute(raise_on_error=False)
+        return answers
+
+
+def lane_over(name: str, pool: redis.ConnectionPool) -> Lane:
+    """Return a lane over a *pool*, which is closed with it."""
+    client = redis.Redis.from_pool(pool)
+    # redis-py makes a truth value of it, unless it knows that `GET` was among the options.
+    client.response_callbacks["SET"] = _as_it_is
+    return Lane(name, client)
+
+
+def _as_it_is(answer: Any, **_: Any) -> Any:
+    return answer
+
+
+def dedicated(client: redis.Redis, **settings: Any) -> AbstractConnection:
+    """Return a connection of the client's kind, with other *settings*, that is not connected yet.
+
+    It is outside the pool, where one that is kept would be missing for good. It speaks RESP2,
+    which needs no `HELLO`.
+    """
+    pool = client.connection_pool
+    # Maintenance notifications come with RESP3 alone.
+    shared = {
+        name: value
+        for name, value in pool.connection_kwargs.items()
+        if not name.startswith("maint")
+    }
+    link: AbstractConnection = pool.connection_class(**{**shared, "protocol": 2, **settings})
+    # No `CLIENT SETINFO`. Releases of redis-py differ in what switches it off.
+    for name in ("driver_info", "lib_name", "lib_version"):
+        setattr(link, name, None)
+    return link
+
+
+class _MasterPool(SentinelConnectionPool, redis.BlockingConnectionPool):
+    """Connections to the master of the moment; whoever finds none free waits."""
+
+
+def single_pool(url: str, *, max_connections: int) -> redis.BlockingConnectionPool:
+    """Return the pool of one server."""
+    pool = redis.BlockingConnectionPool.from_url(url, **_settings(max_connections))
+    # What the URL says goes before what is said here, and entries are bytes.
+    pool.connection_kwargs["decode_responses"] = False
+    return pool
+
+
+def node_pool(
+    address: Address, host: str, port: int, *, max_connections: int
+) -> redis.BlockingConnectionPool:
+    """Return the pool of one node of a cluster."""
+    kind: Mapping[str, Any] = {"connection_class": SSLConnection} if address.is_secure else {}
+    settings = {**_settings(max_connections), **address.options, **kind}
+    return redis.BlockingConnectionPool(host=host, port=port, **settings)
+
+
+def master_pool(
+    address: Address, *, max_connections: int, patience_s: float
+) -> redis.BlockingConnectionPool:
+    """Return the pool of the master that the sentinels name.
+
+    They are asked whenever a connection is made, one after the other, and one that does not
+    answer within *patience_s* is passed over. After a fail-over connections to the old master are
+    closed, by its death or by the sentinels, and the next ones lead to the new one.
+    """
+    sentinels = Sentinel(  # type: ignore[no-untyped-call]
+        address.hosts,
+        sentinel_kwargs={
+            **address.sentinel_options,
+            **({"ssl": True} if address.is_secure else {}),
+            "socket_timeout": patience_s,
+            "socket_connect_timeout": patience_s,
+            "retry": Retry(NoBackoff(), 0),
+        },
+    )
+    settings = {**_settings(max_connections), **address.options}
+    return _MasterPool(  # type: ignore[no-untyped-call]
+        address.service, sentinels, ssl=address.is_secure, **settings
+    )
+
+
+def _settings(max_connections: int) -> dict[str, Any]:
+    return {
+        "max_connections": max_connections,
+        # `Connection.run` bounds every round trip as a whole; a limit here would only add to it.
+        "timeout": None,
+        "socket_timeout": None,
+        "socket_connect_timeout": None,
+        # A server may have closed an idle connection; one fresh try tells that from an outage.
+        "retry": Retry(NoBackoff(), 1),
+    }
