@@ -17,6 +17,7 @@ COMMANDS = {
     "compare": ("benchmarks.comparison", "what changed between two reports, beyond noise"),
     "report": ("benchmarks.report.command", "write the report of a results.json anew"),
     "faults": ("benchmarks.faults.command", "break things under load, look at every answer"),
+    "leaks": ("benchmarks.faults.leaks", "a million requests: does anything grow?"),
     "micro": ("benchmarks.micro.command", "single operations beside the bare Redis command"),
     "page": ("benchmarks.page", "write docs/performance.md from what was measured"),
     "correctness": ("benchmarks.correctness", "thresholds and guards on labelled pairs"),
