@@ -15,6 +15,10 @@ from llm_cache.testing import FakeEmbedder, RecordingHook, ScriptedUpstream
 MakeCache = Callable[..., LLMCache]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--resp", choices=("2", "3"), help="protocol of caches; default: redis-py's")
+
+
 @pytest.fixture(scope="session")
 def redis_url() -> Iterator[str]:
     server = EmbeddedRedis()
@@ -51,8 +55,15 @@ def events() -> RecordingHook:
 
 
 @pytest.fixture
+def cache_url(redis_url: str, pytestconfig: pytest.Config) -> str:
+    """What caches connect to: the URL, and the protocol that was asked for."""
+    resp = pytestconfig.getoption("--resp")
+    return redis_url if resp is None else f"{redis_url}?protocol={resp}"
+
+
+@pytest.fixture
 async def make_cache(
-    redis_url: str,
+    cache_url: str,
     namespace: str,
     upstream: ScriptedUpstream,
     embedder: FakeEmbedder,
@@ -65,7 +76,7 @@ async def make_cache(
     made: list[LLMCache] = []
     settings = CacheConfig.__dataclass_fields__.keys()
 
-    def make(url: str = redis_url, **options: Any) -> LLMCache:
+    def make(url: str = cache_url, **options: Any) -> LLMCache:
         config = {name: options.pop(name) for name in settings & options.keys()}
         collaborators = {"client": upstream.client(), "embedder": embedder, "hooks": [events]}
         cache = LLMCache(
