@@ -20,8 +20,8 @@ from benchmarks.micro.settings import Settings as Around
 from benchmarks.micro.settings import record, table, write
 from benchmarks.session import UpstreamProcess
 
-THINKING = ("--delay-ms", "20", "--jitter-ms", "10")
-"""How long the model takes."""
+THINKING = ("--delay-ms", "200", "--jitter-ms", "100")
+"""How long the model takes: so long that many calls are under way at once."""
 COLUMNS = {
     "scenario": "about",
     "calls": "calls:,",

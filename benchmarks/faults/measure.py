@@ -21,7 +21,8 @@ LEAST_RATIO = 0.95
 LEASE_S = 1.0
 """What a leader that died may cost those who wait for it."""
 _GIVE_UP_S = 20.0
-_POLL_S = 0.05
+_FILL_S = 60.0
+_POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +56,18 @@ async def measure(scenario: Scenario, settings: Settings, upstream_url: str) -> 
 
 async def _fill(stage: Stage, prompts: Prompts) -> None:
     """Store what is known. On each cache, so that all have done everything once."""
-    few = asyncio.Semaphore(10)
+    few = asyncio.Semaphore(4)
 
     async def one(number: int, question: Question) -> Asked:
         async with few:
             return await ask(stage.caches[number % len(stage.caches)], question)
 
-    filled = await asyncio.gather(*(one(i, known) for i, known in enumerate(prompts.known)))
-    bad = [call for call in filled if call.error or call.is_wrong or call.status != "miss"]
-    if bad:
-        raise RuntimeError(f"{len(bad)} answers could not be stored before the fault: {bad[0]}")
+    async with asyncio.timeout(_FILL_S):
+        left = prompts.known
+        while left:  # on a machine that is busy the budget may not do for all at once
+            asked = await asyncio.gather(*(one(i, known) for i, known in enumerate(left)))
+            pairs = zip(left, asked, strict=True)
+            left = [known for known, call in pairs if call.status != "exact"]
     for cache in stage.caches:
         # What is imported at the first semantic hit and at the first stream.
         await ask(cache, prompts.rephrased(prompts.known[0]))

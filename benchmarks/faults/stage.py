@@ -34,7 +34,7 @@ class Settings:
 
     seed: int = 1
     callers: int = 200
-    think_s: float = 4.0
+    think_s: float = 5.0
     known: int = 200
     """Answers that are stored before anything goes wrong."""
     workers: int = 2
@@ -47,7 +47,7 @@ class Settings:
     @classmethod
     def quickly(cls, seed: int = 1) -> Settings:
         """Return settings for a look at whether everything holds, not for figures."""
-        return cls(seed=seed, known=60, calm_s=0.5, fault_s=0.8, think_s=1.2, quick=True)
+        return cls(seed=seed, known=60, calm_s=0.5, fault_s=0.8, think_s=3.0, quick=True)
 
 
 class Tally:
