@@ -19,7 +19,7 @@ COMMANDS = {
     "faults": ("benchmarks.faults.command", "break things under load, look at every answer"),
     "leaks": ("benchmarks.faults.leaks", "a million requests: does anything grow?"),
     "micro": ("benchmarks.micro.command", "single operations beside the bare Redis command"),
-    "page": ("benchmarks.page", "write docs/performance.md from what was measured"),
+    "page": ("benchmarks.page", "write the pages of figures from what was measured"),
     "correctness": ("benchmarks.correctness", "thresholds and guards on labelled pairs"),
 }
 """Of each: a module with `add_arguments(parser)` and `run(arguments) -> exit status`."""

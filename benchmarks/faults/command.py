@@ -15,44 +15,59 @@ from pathlib import Path
 from benchmarks.faults import identity, leaders
 from benchmarks.faults.measure import Row, measure
 from benchmarks.faults.scenarios import SCENARIOS
+from benchmarks.faults.servers import running
 from benchmarks.faults.stage import Settings
 from benchmarks.micro.settings import Settings as Around
-from benchmarks.micro.settings import record, table, write
+from benchmarks.micro.settings import record, server_versions, table, write
 from benchmarks.session import UpstreamProcess
+from tests.topologies.servers import Standalone
 
 THINKING = ("--delay-ms", "200", "--jitter-ms", "100")
 """How long the model takes: so long that many calls are under way at once."""
 COLUMNS = {
-    "scenario": "about",
+    "what goes wrong": "about",
+    "for s": "lasted_s:.1f",
     "calls": "calls:,",
     "failed": "failed",
     "wrong": "wrong",
-    "added p50 ms": "fault_added_p50_ms:.1f",
+    "added ms p50": "fault_added_p50_ms:.0f",
     "p99": "fault_added_p99_ms:.0f",
-    "loop lag p99": "fault_lag_p99_ms:.0f",
-    "whole again after s: exact": "recovered_exact_s:.2f",
+    "p99 before": "calm_added_p99_ms:.0f",
+    "loop late p99": "fault_lag_p99_ms:.0f",
+    "whole again s: exact": "recovered_exact_s:.2f",
     "semantic": "recovered_semantic_s:.2f",
-    "hit rate after / before": "hit_rate_ratio:.3f",
+    "hits after / before": "hit_rate_ratio:.3f",
+    "does not hold": "verdict",
 }
-
-
+END_COLUMNS = {
+    "what goes wrong": "about",
+    "calls meanwhile": "calls_during:,",
+    "exact": "ended_exact:,",
+    "semantic": "ended_semantic:,",
+    "miss": "ended_miss:,",
+    "bypass, because of": "bypasses",
+    "lines logged": "log_lines",
+}
 LEADER_COLUMNS = {
-    "scenario": "about",
+    "what goes wrong": "about",
     "calls": "calls:,",
     "failed": "failed",
     "wrong": "wrong",
     "asked the model": "asked_the_model",
-    "after its death, p50 ms": "after_death_p50_ms:.0f",
+    "ms after its death p50": "after_death_p50_ms:.0f",
     "p99": "after_death_p99_ms:.0f",
+    "does not hold": "verdict",
 }
 CLIENT_COLUMNS = {
-    "scenario": "about",
+    "what goes wrong": "about",
     "calls": "calls:,",
     "hits": "hits:,",
     "failed": "failed",
     "answers of others": "foreign",
     "wrong": "wrong",
+    "does not hold": "verdict",
 }
+_SCENARIO_KEY, _LEADER_KEY, _CLIENT_KEY = "lasted_s", "after_death_p99_ms", "foreign"
 NAMES = [*SCENARIOS, leaders.NAME, identity.NAME, f"{identity.NAME}-cluster"]
 
 
@@ -77,6 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def _run(names: Sequence[str], settings: Settings, folder: Path | None) -> int:
     rows: list[Row] = []
+    server = await _server()
     async with UpstreamProcess(*THINKING) as upstream:
         for name in names:
             row = await one(name, settings, upstream.base_url)
@@ -84,10 +100,16 @@ async def _run(names: Sequence[str], settings: Settings, folder: Path | None) ->
             print(f"{name:17} {'; '.join(row['broken_promises']) or 'holds'}", flush=True)
             if folder is not None:
                 around = Around(seed=settings.seed, quick=settings.quick)
-                write(folder / "faults.json", record("faults", rows, around, {}))
-    for columns, of_kind in kinds(rows):
-        print(f"\n{table(columns, of_kind)}")
+                write(folder / "faults.json", record("faults", rows, around, server))
+    for columns in (COLUMNS, END_COLUMNS, LEADER_COLUMNS, CLIENT_COLUMNS):
+        if shown := of_kind(columns, rows):
+            print(f"\n{table(columns, [told(row) for row in shown])}")
     return 1 if any(row["broken_promises"] for row in rows) else 0
+
+
+async def _server() -> Row:
+    async with running(Standalone) as topology:
+        return await server_versions(topology.url)
 
 
 async def one(name: str, settings: Settings, upstream_url: str) -> Row:
@@ -99,8 +121,27 @@ async def one(name: str, settings: Settings, upstream_url: str) -> Row:
     return await measure(SCENARIOS[name], settings, upstream_url)
 
 
-def kinds(rows: Sequence[Row]) -> list[tuple[Mapping[str, str], list[Row]]]:
-    """Return the rows that share columns, with these."""
-    by_key = {"lasted_s": COLUMNS, "after_death_p99_ms": LEADER_COLUMNS, "foreign": CLIENT_COLUMNS}
-    found = [(columns, [row for row in rows if key in row]) for key, columns in by_key.items()]
-    return [(columns, of_kind) for columns, of_kind in found if of_kind]
+def of_kind(columns: Mapping[str, str], rows: Sequence[Row]) -> list[Row]:
+    """Return those of *rows* that *columns* are of."""
+    keys = {
+        _CLIENT_KEY: columns is CLIENT_COLUMNS,
+        _LEADER_KEY: columns is LEADER_COLUMNS,
+        _SCENARIO_KEY: columns in (COLUMNS, END_COLUMNS),
+    }
+    (key,) = (key for key, is_of_it in keys.items() if is_of_it)
+    return [row for row in rows if key in row]
+
+
+def told(row: Row) -> Row:
+    """Return *row* with what tables show of its statuses and of its promises."""
+    ended = row.get("statuses", {})
+    names = ("exact", "semantic", "miss")
+    bypasses = {
+        name.partition(":")[2]: count for name, count in ended.items() if name not in names
+    }
+    return {
+        **row,
+        **{f"ended_{name}": ended.get(name, 0) for name in names},
+        "bypasses": ", ".join(f"{count:,} {reason}" for reason, count in bypasses.items()),
+        "verdict": "; ".join(row["broken_promises"]),
+    }

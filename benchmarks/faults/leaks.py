@@ -36,7 +36,7 @@ MOST_OBJECTS = 0.02
 _LOOKS = 20
 _CALLERS = 32
 _TTL_S = 20.0
-_COLUMNS = {
+COLUMNS = {
     "requests": "requests:,",
     "memory MB": "memory_mb:.1f",
     "objects": "objects:,",
@@ -79,7 +79,7 @@ async def _run(requests: int, seed: int, folder: Path | None) -> int:
     async with UpstreamProcess() as upstream:
         looks, statuses = await measure(requests, upstream.base_url, seed=seed)
     rows = [asdict(look) for look in looks]
-    print(table(_COLUMNS, rows))
+    print(table(COLUMNS, rows))
     print(", ".join(f"{count:,} {status}" for status, count in sorted(statuses.items())))
     if folder is not None:
         write(folder / "leaks.json", record("leaks", rows, Around(seed=seed), dict(statuses)))
