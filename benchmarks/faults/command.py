@@ -53,6 +53,7 @@ LEADER_COLUMNS = {
     "calls": "calls:,",
     "failed": "failed",
     "wrong": "wrong",
+    "did not wait": "did_not_wait",
     "asked the model": "asked_the_model",
     "ms after its death p50": "after_death_p50_ms:.0f",
     "p99": "after_death_p99_ms:.0f",
