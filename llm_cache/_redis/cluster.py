@@ -1,9 +1,9 @@
 """Which server has a key: the slots of a Redis Cluster, learned from it and kept up to date.
 
-redis-py's `RedisCluster` finds the nodes and their slots. The commands themselves go over pools of
-our own, one for each primary: its client raises where no connection is free instead of waiting,
-and after any failure closes or marks the connections of others and has every caller wait for a
-new look at the cluster, where here a lost node is the trouble of those alone who ask for its keys.
+Commands go over redis-py's pools, one for each primary, and not through its `RedisCluster`. That
+raises where no connection is free instead of waiting, and after a failure of one node closes the
+connections of others and has every caller wait while it looks for the slots, at nodes that may not
+answer either. Here a lost node is the trouble of those alone who ask for its keys.
 """
 
 from __future__ import annotations
@@ -14,11 +14,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from redis.asyncio.cluster import RedisCluster
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.crc import key_slot
-from redis.exceptions import AskError, MovedError, RedisClusterException, RedisError
+from redis.exceptions import AskError, MovedError, RedisError
 
 from llm_cache._flight import SharedRun
 from llm_cache._redis.address import Address
@@ -98,6 +95,15 @@ class Cluster:
         if self._lanes and (self._watching is None or self._watching.done()):
             self._watching = asyncio.create_task(self._watch(), name="llm_cache.cluster.watch")
 
+    def learn(self, error: MovedError) -> None:
+        """Take over where a slot is now, and look at the others in the background.
+
+        At once, and for everybody: what other nodes say may lag behind.
+        """
+        self._slots[error.slot_id] = self._lane_at((error.host, error.port))
+        self._lanes = _distinct(self._slots)
+        self.suspect()
+
     async def route(
         self,
         commands: Sequence[Command],
@@ -143,15 +149,11 @@ class Cluster:
 
     async def _ask_again(self, error: AskError, commands: Sequence[Command]) -> Any:
         """Return the answer to the last of *commands* from where *error* says its key is."""
-        # `MovedError` is a kind of `AskError` to redis-py.
-        is_moved = isinstance(error, MovedError)
+        if isinstance(error, MovedError):
+            self.learn(error)
         lane = self._lane_at((error.host, error.port))
-        if is_moved:
-            # At once, and for everybody: what other nodes say may lag behind.
-            self._slots[error.slot_id] = lane
-            self._lanes = _distinct(self._slots)
-            self.suspect()
-        asking = () if is_moved else (("ASKING",),)
+        # `MovedError` is a kind of `AskError` to redis-py.
+        asking = () if isinstance(error, MovedError) else (("ASKING",),)
         try:
             return (await lane.send([*commands[:-1], *asking, commands[-1]]))[-1]
         except (RedisError, OSError) as again:
@@ -218,32 +220,22 @@ class Cluster:
             for task in waiting:
                 task.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
-        raise StoreUnavailable(str(problem)) from problem
+        raise StoreUnavailable(str(problem) or type(problem).__name__) from problem
 
     async def _slots_from(self, host: Host) -> dict[int, Host]:
         """Return what one node says of who has which slot."""
-        nodes = RedisCluster(
-            *host,
-            require_full_coverage=False,
-            retry=Retry(NoBackoff(), 0),
-            socket_timeout=self._timeout_s,
-            socket_connect_timeout=self._timeout_s,
-            ssl=self._address.is_secure,
-            **{
-                name: value
-                for name, value in self._address.options.items()
-                if name not in {"socket_timeout", "socket_connect_timeout", "retry"}
-            },
-        )
-        try:
-            await nodes.initialize()
-            cache = nodes.nodes_manager.slots_cache
-            return {slot: (found[0].host, int(found[0].port)) for slot, found in cache.items()}
-        except RedisClusterException as error:
-            # It is no `RedisError`.
-            raise StoreUnavailable(str(error)) from error
-        finally:
-            await nodes.aclose()
+        # As two words, which redis-py hands on as they are and answers as Redis does.
+        asked = self._lane_at(host).client.execute_command("CLUSTER", "SLOTS")  # type: ignore[no-untyped-call]
+        return {
+            # A node that does not know its own name leaves it out.
+            slot: (_decoded(name) or host[0], int(port))
+            for first, last, (name, port, *_), *_ in await asked
+            for slot in range(first, last + 1)
+        }
+
+
+def _decoded(name: bytes | str | None) -> str | None:
+    return name.decode() if isinstance(name, bytes) else name
 
 
 def key_of(command: Command) -> str | bytes | None:

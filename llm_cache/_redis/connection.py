@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.exceptions import (
     AskError,
     AuthenticationError,
     AuthorizationError,
+    MovedError,
     NoPermissionError,
     RedisError,
     ResponseError,
@@ -23,6 +25,7 @@ from llm_cache._redis.embedded import EmbeddedRedis
 from llm_cache._redis.lanes import (
     Command,
     Lane,
+    MasterPool,
     dedicated,
     lane_over,
     master_pool,
@@ -30,9 +33,6 @@ from llm_cache._redis.lanes import (
     single_pool,
 )
 from llm_cache.errors import ConfigurationError, StoreError, StoreTimeout, StoreUnavailable
-
-if TYPE_CHECKING:
-    from redis import asyncio as redis
 
 __all__ = ["Command", "Connection", "Lane", "dedicated", "mask"]
 
@@ -89,7 +89,7 @@ class Connection:
         return int(pool.connection_kwargs.get("db") or 0)
 
     @property
-    def client(self) -> redis.Redis:
+    def client(self) -> Redis:
         """The client of the only server, once `open` has returned."""
         return self._only().client
 
@@ -251,6 +251,11 @@ class Connection:
             raise TypeError("there are no routes to a single server")
         return self._cluster.route(commands, send)
 
+    def learn(self, error: MovedError) -> None:
+        """Take over where a slot of the cluster is now, from what a server has answered."""
+        if self._cluster is not None:
+            self._cluster.learn(error)
+
     async def run(self, operation: Awaitable[_T], *, since_s: float | None = None) -> _T:
         """Await *operation* for at most `redis_timeout_s`, waiting for a connection included.
 
@@ -284,7 +289,7 @@ class Connection:
             raise _not_open()
         return self._lane
 
-    def _pool(self, url: str) -> redis.BlockingConnectionPool:
+    def _pool(self, url: str) -> BlockingConnectionPool:
         if self._address.kind is Kind.SENTINEL:
             # Time is left to ask the next one.
             patience_s = self._timeout_s / (len(self._address.hosts) + 1)
@@ -314,6 +319,31 @@ class Connection:
                 f"no usable Redis at {mask(self._address.url)}: {str(error).rstrip('.')}. Check"
                 " the URL, start one with `docker compose up -d redis`, or use embedded://"
             ) from error.__cause__
+
+
+async def client_of_one(url: str, *, timeout_s: float, **settings: Any) -> Redis:
+    """Return a client of redis-py's to one server: to the master, or to some primary.
+
+    For looking at a Redis from outside; nothing of it is shared with a cache.
+
+    Raises:
+        ConfigurationError: *url* cannot work.
+        StoreUnavailable: no Redis told where that is.
+    """
+    address = read_address(url)
+    if address.kind is Kind.SINGLE:
+        return Redis.from_url(url, **settings)
+    connection = Connection(url, max_connections=1, timeout_s=timeout_s)
+    await connection.open()
+    try:
+        pool = connection.lane().client.connection_pool
+        if isinstance(pool, MasterPool):
+            host, port = await connection.run(pool.get_master_address())  # type: ignore[no-untyped-call]
+        else:
+            host, port = (pool.connection_kwargs[name] for name in ("host", "port"))
+    finally:
+        await connection.aclose()
+    return Redis(host=host, port=port, ssl=address.is_secure, **{**address.options, **settings})
 
 
 def raise_first(commands: Sequence[Command], answers: Sequence[Any]) -> None:

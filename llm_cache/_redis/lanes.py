@@ -54,7 +54,7 @@ def lane_over(name: str, pool: redis.ConnectionPool) -> Lane:
     """Return a lane over a *pool*, which is closed with it."""
     client = redis.Redis.from_pool(pool)
     # redis-py makes a truth value of it, unless it knows that `GET` was among the options.
-    client.response_callbacks["SET"] = _as_it_is
+    client.response_callbacks["SET"] = _as_it_is  # type: ignore[assignment]
     return Lane(name, client)
 
 
@@ -82,8 +82,15 @@ def dedicated(client: redis.Redis, **settings: Any) -> AbstractConnection:
     return link
 
 
-class _MasterPool(SentinelConnectionPool, redis.BlockingConnectionPool):
+class MasterPool(SentinelConnectionPool, redis.BlockingConnectionPool):
     """Connections to the master of the moment; whoever finds none free waits."""
+
+    async def disconnect(self, inuse_connections: bool = True) -> None:  # noqa: FBT001, FBT002 - redis-py's
+        """Close the connections; with those in use, the ones to the sentinels too."""
+        await super().disconnect(inuse_connections)
+        if inuse_connections:
+            for sentinel in self.sentinel_manager.sentinels:
+                await sentinel.connection_pool.disconnect()
 
 
 def single_pool(url: str, *, max_connections: int) -> redis.BlockingConnectionPool:
@@ -123,7 +130,7 @@ def master_pool(
         },
     )
     settings = {**_settings(max_connections), **address.options}
-    return _MasterPool(  # type: ignore[no-untyped-call]
+    return MasterPool(  # type: ignore[no-untyped-call]
         address.service, sentinels, ssl=address.is_secure, **settings
     )
 

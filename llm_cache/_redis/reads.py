@@ -193,7 +193,6 @@ class SplitReads:
         self._connection = connection
         self._companion = companion
         self._each: dict[Lane, CoalescedReads] = {}
-        self._is_closed = False
 
     async def get(self, key: str) -> Read:
         """Return the values of *key* and of the companion: one round trip to each of the two.
@@ -212,12 +211,10 @@ class SplitReads:
 
     async def aclose(self) -> None:
         """Let go of the connections. Whoever still waits gets an error."""
-        self._is_closed = True
-        await asyncio.gather(*(reads.aclose() for reads in self._each.values()))
+        each, self._each = self._each, {}
+        await asyncio.gather(*(reads.aclose() for reads in each.values()))
 
     def _ask(self, key: str) -> asyncio.Future[Read]:
-        if self._is_closed:
-            raise _closed()
         lane = self._connection.lane(key)
         reads = self._each.get(lane)
         if reads is None:

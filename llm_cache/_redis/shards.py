@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable
 from itertools import count
 from typing import Any
 
+from redis.exceptions import MovedError
+
 from llm_cache._core.keys import Keys
 from llm_cache._core.types import Candidate
 from llm_cache._core.vectors import Vector
@@ -91,7 +93,8 @@ class ShardedVectors:
     async def nearest(self, scope: str, vector: Vector, *, limit: int) -> list[Candidate]:
         """Return at most *limit* entries of *scope*, nearest first, of all primaries that answer.
 
-        One round trip to each, at the same time; one more for the first search of a scope.
+        Two round trips to each, one where nothing is near, at the same time; one more for the
+        first search of a scope.
 
         Raises:
             StoreUnavailable: none of them answered.
@@ -133,8 +136,14 @@ class ShardedVectors:
         return list(self._connection.lanes)
 
     async def _search(self, lane: Lane, scope: str, vector: Vector, limit: int) -> list[Candidate]:
-        part = await self._part(lane)
-        return await part.nearest(scope, vector, limit=limit)
+        try:
+            return await (await self._part(lane)).nearest(scope, vector, limit=limit)
+        except StoreUnavailable as error:
+            if not isinstance(error.__cause__, MovedError):
+                raise
+            # The slot of the name, not what is in the index: that has another name from now on.
+            self._connection.learn(error.__cause__)
+        return await (await self._part(lane)).nearest(scope, vector, limit=limit)
 
     async def _answers(
         self, searches: dict[asyncio.Task[list[Candidate]], Lane]

@@ -46,6 +46,7 @@ _SIZES_KEPT = 50_000
 _EVERYTHING = "*"
 _EXACT = "@scope:{{{scope}}}=>[KNN {limit} @vector $v HYBRID_POLICY ADHOC_BF AS distance]"
 _GRAPH = "*=>[KNN {limit} @vector $v EF_RUNTIME {ef} AS distance]"
+_RETURNED = ("scope", "distance", "prompt")
 _EF_RUNTIME = 100
 _MAX_DIMENSIONS = 32_768
 # RediSearch 2 has one wording for searches and one for `FT.INFO`; 8.10 has the third for both.
@@ -112,11 +113,31 @@ class VectorStore:
             *("FT.SEARCH", self.index),
             query.format(scope=scope, limit=limit, ef=max(_EF_RUNTIME, limit)),
             *("PARAMS", 2, "v", salted_blob(vector, scope)),
-            *("RETURN", 3, "scope", "distance", "prompt"),
+            *self._returning(),
             *("SORTBY", "distance", "LIMIT", 0, limit, "DIALECT", 2),
         )
         reply = await self._count(self._sizes.due(scope), search)
+        if reply is not None and self._tag:
+            reply = await self._filled(reply)
         return [] if reply is None else _candidates(reply, scope)
+
+    def _returning(self) -> Command:
+        # On a node of a cluster a search finds no fields: the server looks for every hash in the
+        # slot of the name of the index.
+        names = ("distance",) if self._tag else _RETURNED
+        return ("RETURN", len(names), *names)
+
+    async def _filled(self, reply: Sequence[Any]) -> list[Any]:
+        """Return the *reply* of a cluster's node with the fields of its rows. One round trip."""
+        names = [name for name in _RETURNED if name != "distance"]
+        keys = reply[1::2]
+        rows = [("HMGET", key, *names) for key in keys]
+        values = await self.line.execute_all(*rows) if rows else []
+        filled: list[Any] = [reply[0]]
+        for key, fields, found in zip(keys, reply[2::2], values, strict=True):
+            given = [(n.encode(), v) for n, v in zip(names, found, strict=True) if v is not None]
+            filled += [key, [*(fields or ()), *(part for pair in given for part in pair)]]
+        return filled
 
     async def aclose(self) -> None:
         """Let go of the connection for searches."""

@@ -8,12 +8,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from redis import asyncio as redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from llm_cache._core.keys import Keys, fingerprint
+from llm_cache._redis.connection import client_of_one
 from llm_cache.errors import StoreUnavailable
 
 _TIMEOUT_S = 3.0
@@ -51,6 +51,8 @@ class Server:
 async def look_at(url: str, namespace: str) -> Server:
     """Return what the server at *url* says of itself and of *namespace*. Eight round trips or so.
 
+    Of a cluster, what some primary says.
+
     Raises:
         StoreUnavailable: it does not answer within 3 s, or refuses us.
     """
@@ -86,8 +88,9 @@ def index_name(namespace: str, model_id: str, dimensions: int) -> str:
 
 @asynccontextmanager
 async def _connected(url: str) -> AsyncIterator[Any]:  # not every command is typed
-    client = redis.Redis.from_url(
+    client = await client_of_one(
         url,
+        timeout_s=_TIMEOUT_S,
         decode_responses=True,
         socket_timeout=_TIMEOUT_S,
         socket_connect_timeout=_TIMEOUT_S,

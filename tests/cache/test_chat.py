@@ -270,6 +270,7 @@ async def test_follower_survives_a_cancelled_leader(make_cache, upstream):
     assert upstream.calls == 1
 
 
+@pytest.mark.one_server("a cluster is asked for answer and epoch apart")
 async def test_exact_hit_costs_one_redis_command(cache, redis, embedder):
     await cache.chat(QUESTION)
     calls = embedder.calls
@@ -283,6 +284,7 @@ async def test_exact_hit_costs_one_redis_command(cache, redis, embedder):
     assert embedder.calls == calls
 
 
+@pytest.mark.one_server("a cluster is asked for answer and epoch apart")
 async def test_exact_hit_starts_no_task(cache):
     await cache.chat(QUESTION)
     started = []

@@ -548,6 +548,7 @@ async def test_kept_embedding_takes_two_bytes_a_dimension_and_expires(
     assert 59_000 < await redis.pttl(key) <= 60_000
 
 
+@pytest.mark.one_server("an MGET does not leave its slot")
 async def test_kept_embeddings_of_a_burst_are_read_in_few_commands(make_cache, embedder, redis):
     cache = make_cache(keep_embeddings_s=60)
     await asyncio.gather(*map(cache.lookup_semantic, texts(100)))

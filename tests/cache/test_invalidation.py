@@ -424,6 +424,7 @@ async def test_worker_without_the_semantic_layer_reaches_what_others_stored(make
     assert await cache.lookup_semantic(QUESTION) is None
 
 
+@pytest.mark.one_server("a cluster is walked without cursors")
 async def test_pattern_that_stops_early_leaves_no_cursor_behind(cache, redis):
     for i in range(6):
         await cache.chat(f"question {i}")
@@ -472,6 +473,7 @@ async def _checksums(redis: Any, namespace: str) -> dict[bytes, str]:
 FORBIDDEN = ("KEYS", "FLUSHDB", "FLUSHALL", "SCAN", "RANDOMKEY")
 
 
+@pytest.mark.one_server("MONITOR hears one server")
 async def test_no_command_walks_the_keys_on_the_path_of_a_call(make_cache, redis, embedder):
     embedder.similar(QUESTION, REPHRASED, 0.95)
     cache = make_cache(sweep=False)
@@ -488,6 +490,7 @@ async def test_no_command_walks_the_keys_on_the_path_of_a_call(make_cache, redis
     assert not {*seen} & {*FORBIDDEN}
 
 
+@pytest.mark.one_server("MONITOR hears one server")
 async def test_walk_in_the_background_scans_and_does_nothing_worse(make_cache, redis):
     cache = make_cache()
     await cache.chat(QUESTION)
@@ -533,6 +536,7 @@ def _words(count: int) -> list[str]:
     return ["please " + "very " * i + "soon" for i in range(count)]
 
 
+@pytest.mark.one_server("servers of a cluster talk to each other")
 async def test_invalidation_costs_as_many_commands_for_many_answers_as_for_one(make_cache, redis):
     cache = make_cache(sweep=False)
 
@@ -671,6 +675,7 @@ async def test_closed_cache_invalidates_nothing(make_cache):
             await work
 
 
+@pytest.mark.one_server("the benchmark measures one server")
 async def test_twenty_thousand_answers_are_gone_with_one_invalidation(redis_url, namespace):
     from benchmarks.invalidation import measure
 

@@ -131,6 +131,7 @@ async def test_two_embedded_caches_live_side_by_side(upstream):
         assert (await two.chat(QUESTION)).status == "miss"
 
 
+@pytest.mark.one_server("every primary has an index of its own name")
 async def test_index_of_another_dimension_is_refused_and_left_alone(make_cache, redis, namespace):
     cache = await make_cache().open()
     index = cache._semantic.vectors.index

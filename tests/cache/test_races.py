@@ -14,9 +14,9 @@ import pytest
 # says when that is done. Whoever begins to read after that must see no older version.
 WORKER = """
 import asyncio, json, random, sys, time
-from redis import asyncio as redis_py
 from llm_cache import CacheConfig, LLMCache
 from llm_cache.testing import FakeEmbedder
+from tests.topologies.shapes import client_of
 
 DOCUMENTS = ("alpha", "beta", "gamma", "delta")
 FORMS = ("What does {} say", "Tell me what {} says")
@@ -26,7 +26,7 @@ async def main(redis_url, namespace, duration_s, seed):
     embedder = FakeEmbedder(similarity_threshold=0.9)
     for name in DOCUMENTS:
         embedder.similar(FORMS[0].format(name), FORMS[1].format(name), 0.97)
-    truth = redis_py.Redis.from_url(redis_url)
+    truth = client_of(redis_url)
     versions, done = namespace + ".versions", namespace + ".done"
     config = CacheConfig(namespace=namespace, redis_timeout_s=20)
     counts = {"reads": 0, "changes": 0, "too_old": 0}
