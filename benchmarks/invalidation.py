@@ -131,7 +131,9 @@ async def measure(
 
 
 def _config(namespace: str) -> CacheConfig:
-    return CacheConfig(namespace=namespace, semantic=False, redis_timeout_s=30)
+    return CacheConfig(
+        namespace=namespace, semantic=False, redis_timeout_s=30, added_latency_budget_s=30
+    )
 
 
 def _prompt(number: int) -> str:

@@ -23,10 +23,6 @@ from llm_cache.events import DependencyFailed, Event
 
 RELOAD_S = 60.0
 """Seconds after which a worker follows what another one has changed."""
-_NOT_KEPT = (
-    "store_prompts=False leaves a calibrated policy no words to weigh: keep the prompts, or remove"
-    " the policy"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +51,6 @@ class Decisions:
     Args:
         store: Where the policies of this namespace and vector space are.
         rule: What decides where there is none.
-        has_prompts: Whether this process keeps prompts; calibrated policies need them.
         tell: Hears of failures, and of policies that cannot be followed.
     """
 
@@ -64,13 +59,11 @@ class Decisions:
         store: PolicyStore,
         rule: ThresholdPolicy,
         *,
-        has_prompts: bool,
         tell: Callable[[Event], None],
     ) -> None:
         self._store = store
         self._verify_from = rule.verify_from
         self._rule = _described(rule)
-        self._has_prompts = has_prompts
         self._tell = tell
         self._policies = Policies({})
         self._told: set[str] = set()
@@ -100,15 +93,10 @@ class Decisions:
             stored = self._policies.of(tenant_id)
             if stored is None:
                 return self._rule
-            self._check_words()
         except UnusablePolicy as error:
             return InForce(_ServesNothing(), f"unusable, so nothing is served: {error}")
         policy = replace(stored.policy, verify_from=self._verify_from)
         return InForce(policy, f"certified: {stored.certificate}")
-
-    def _check_words(self) -> None:
-        if not self._has_prompts:
-            raise UnusablePolicy(_NOT_KEPT)
 
     # ------------------------------------------------------------------ changing
 
@@ -122,7 +110,6 @@ class Decisions:
             StoreUnavailable: Redis did not answer.
         """
         stored = _read(policy)
-        self._check_words()
         await self._store.save(stored, tenants=tenant_ids)
         await self.reload()
 
@@ -143,8 +130,6 @@ class Decisions:
         """
         self._policies = await self._store.load()
         unusable = [p for p in self._policies.by_field.values() if isinstance(p, UnusablePolicy)]
-        if self._policies.by_field and not self._has_prompts:
-            unusable.append(UnusablePolicy(_NOT_KEPT))
         # Told once, and again only if it went away in between.
         new = {str(error): error for error in unusable}
         for message in new.keys() - self._told:

@@ -14,6 +14,7 @@ from llm_cache.embedders import DEFAULT_MAX_BATCH, DEFAULT_MAX_IN_FLIGHT, Embedd
 from llm_cache.errors import (
     CacheClosed,
     EmbedderError,
+    EmbedderTimeout,
     InvalidEmbedding,
     InvalidRequest,
     LLMCacheError,
@@ -56,8 +57,6 @@ class EmbeddingQueue:
         self._kept = kept
         self._tell = tell
         self._dimensions = embedder.dimensions
-        self.has_worked = False
-        """Whether the embedder has ever answered usable vectors."""
         max_in_flight = getattr(embedder, "max_in_flight", DEFAULT_MAX_IN_FLIGHT)
         if max_in_flight is not None:
             check_limit(max_in_flight, "max_in_flight")
@@ -87,7 +86,7 @@ class EmbeddingQueue:
             async with asyncio.timeout(self._timeout_s):
                 return await self._find(text)
         except TimeoutError as error:
-            raise EmbedderError(
+            raise EmbedderTimeout(
                 f"embedder {self._embedder.model_id!r} took longer than"
                 f" embed_timeout_s={self._timeout_s:g} s"
             ) from error
@@ -125,7 +124,6 @@ class EmbeddingQueue:
         vectors = check_vectors(
             answered, count=len(texts), dimensions=self._dimensions, model_id=model_id
         )
-        self.has_worked = True
         self._dimensions = vectors.shape[1]
         await self._keep(texts, vectors)
         return list(vectors)
@@ -163,5 +161,9 @@ class EmbeddingQueue:
 
 def _is_refusal(error: Exception) -> bool:
     """Tell whether single texts may be to blame. Rate limits and outages concern them all."""
-    status = getattr(error.__cause__, "status_code", None)
-    return isinstance(error, InvalidEmbedding | InvalidRequest) or status in _REFUSED
+    return isinstance(error, InvalidEmbedding | InvalidRequest) or blames_text(error)
+
+
+def blames_text(error: BaseException) -> bool:
+    """Tell whether the embedder works, and refused what it was sent."""
+    return getattr(error.__cause__, "status_code", None) in _REFUSED

@@ -11,8 +11,9 @@ from llm_cache._core.codec import Sealed
 from llm_cache._core.counts import Tokens, tokens_of
 from llm_cache._core.types import CacheStatus, HasAnswer, Json
 from llm_cache._flight import SharedStream
-from llm_cache._redis.lease import Landing, Lease
-from llm_cache._semantic import Finding, SemanticHit
+from llm_cache._placing import Placing
+from llm_cache._redis.lease import Landing, Lease, Leases
+from llm_cache._semantic import Finding, Place, SemanticHit
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +69,24 @@ class Streaming:
 
 @dataclass(slots=True)
 class Turn:
-    """The right to make an answer. Left without an answer, it tells those who wait for one."""
+    """The right to make an answer. Left without an answer, it tells those who wait for one.
+
+    Leaving it waits for nothing, so that whoever is cancelled leaves nothing behind.
+    """
 
     epoch: str | None
     """What the answer is stamped with; `None` where it is not to be stored."""
-    lease: Lease | None
+    leases: Leases
+    lease: Lease | None = None
     """`None` where nobody waits: single-flight is off, or Redis fails."""
     reason: str | None = None
     """Why the cache takes no full part."""
+    is_told: bool = False
+    """Whether an event has told of what failed: one is enough for a call."""
+    is_cut_off: bool = False
+    """Whether Redis gave no answer at all, so that there is no use in asking more of it."""
+    placing: Placing | None = None
+    """Finds out where the prompt stands."""
     may_promote: bool = False
     """Whether a semantic hit may become the answer of this request: it has none of its own."""
     replaces: bool = False
@@ -88,19 +99,32 @@ class Turn:
         """What the call ends with if the model is asked."""
         return CacheStatus.MISS if self.reason is None else CacheStatus.BYPASS
 
-    async def land(self) -> None:
-        """Tell those who wait that there is an answer."""
-        if self.lease is not None:
-            await self.lease.abandon(Landing.LANDED)
+    @property
+    def place(self) -> Place | None:
+        """Where the prompt stands, if that is known by now."""
+        return None if self.placing is None else self.placing.place
 
-    async def __aenter__(self) -> Self:
+    def land(self, outcome: Landing = Landing.LANDED) -> None:
+        """Tell those who wait how it ended."""
+        lease, self.lease = self.lease, None
+        if lease is not None:
+            self.leases.let_go(lease, outcome)
+
+    def hand_over(self) -> tuple[Lease | None, Placing | None]:
+        """Return what whoever stores the answer ends from now on."""
+        handed = self.lease, self.placing
+        self.lease = self.placing = None
+        return handed
+
+    def __enter__(self) -> Self:
         """Return the turn itself."""
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:
         """Tell those who wait that there is no answer, unless there is one."""
-        if self.lease is not None:
-            await self.lease.abandon()
+        if self.placing is not None:
+            self.placing.cancel()
+        self.land(Landing.FAILED)
 
 
 def as_follower(answered: Answered) -> Answered:

@@ -30,6 +30,7 @@ from tempfile import mkstemp
 from typing import IO, Any, BinaryIO, cast
 
 from llm_cache._core.codec import decode_entry, encode_entry
+from llm_cache._core.kept import read_kept
 from llm_cache._core.keys import SCHEMA
 from llm_cache._core.types import Entry, Json
 from llm_cache.errors import CorruptEntry, FileUnwritable, InvalidFile, InvalidRequest
@@ -59,7 +60,8 @@ class SemanticEntry:
     @property
     def prompt(self) -> str:
         """The prompt, empty where it is not kept."""
-        return self.fields.get("prompt", b"").decode("utf-8", "replace")
+        kept = read_kept(self.fields.get("prompt", b""), None)
+        return "" if kept is None else kept.prompt
 
     @property
     def scope(self) -> str:

@@ -76,12 +76,19 @@ class SharedRun(Generic[_T]):
     """Runs *produce* in one task at a time, whose end is shared by all who ask meanwhile.
 
     A failure reaches everybody who waits, and whoever asks next starts anew. One who is cancelled
-    takes nobody along; what nobody waits for any more is cancelled.
+    takes nobody along; what nobody waits for any more is cancelled, unless it *keeps_on*.
     """
 
-    def __init__(self, produce: Callable[[], Coroutine[Any, Any, _T]], *, name: str) -> None:
+    def __init__(
+        self,
+        produce: Callable[[], Coroutine[Any, Any, _T]],
+        *,
+        name: str,
+        keeps_on: bool = False,
+    ) -> None:
         self._produce = produce
         self._name = name
+        self._keeps_on = keeps_on
         self._task: asyncio.Task[_T] | None = None
         self._waiting: Counter[asyncio.Task[_T]] = Counter()
 
@@ -102,18 +109,22 @@ class SharedRun(Generic[_T]):
         self._waiting[task] += 1
         try:
             return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled() and not _is_being_cancelled():
+                raise CacheClosed("the cache was closed while this call was under way") from None
+            raise
         finally:
             self._waiting[task] -= 1
             if not self._waiting[task]:
                 del self._waiting[task]
-                if not task.done():
+                if not task.done() and not self._keeps_on:
                     task.cancel()
                     await asyncio.wait([task])
 
-    async def settle(self) -> None:
-        """Wait until the task that is under way has ended, however it ends."""
+    async def settle(self, *, wait_s: float | None = None) -> None:
+        """Wait until the task that is under way has ended; cancel it after *wait_s* seconds."""
         if self._task is not None:
-            await asyncio.wait([self._task])
+            await finish([self._task], wait_s=wait_s)
 
     def _ended(self, task: asyncio.Task[_T]) -> None:
         self._task = None
@@ -188,7 +199,7 @@ class SharedStream(Generic[_T]):
         self._news = asyncio.Event()
 
 
-async def finish(tasks: list[asyncio.Task[Any]], *, wait_s: float) -> None:
+async def finish(tasks: list[asyncio.Task[Any]], *, wait_s: float | None) -> None:
     """Wait for *tasks*, at most *wait_s* seconds, then cancel what is left."""
     if not tasks:
         return

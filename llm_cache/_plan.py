@@ -62,14 +62,17 @@ class Planner:
         """
         # A caller's own rule may look at anything, the prompt included.
         may_know = type(prompt) is str and self._config.bypass is None
-        kind = _kind(service, options, params) if may_know else None
-        if kind is not None:
+        kind = _kind(service, options, params) if may_know else ()
+        try:
             pattern = self._known.get(kind)
-            planned = None if pattern is None else pattern.call(prompt)  # type: ignore[arg-type]
-            if planned is not None:
-                return planned
+        except TypeError:
+            # Something among the arguments can be changed.
+            pattern = None
+        planned = None if pattern is None else pattern.call(prompt)  # type: ignore[arg-type]
+        if planned is not None:
+            return planned
         call, request = plan_chat(prompt, service, config=self._config, params=params, **options)
-        if kind is not None:
+        if may_know and _is_lasting(options, params):
             if len(self._known) >= _MOST_KNOWN:
                 del self._known[next(iter(self._known))]
             self._known[kind] = _Pattern(call.terms, request, self._config)
@@ -111,28 +114,21 @@ _OPTION_TYPES = _PARAM_TYPES | {Unset, CacheControl, tuple}
 _TEXT = frozenset({str})
 
 
-def _kind(
-    service: Service, options: dict[str, Any], params: dict[str, Any]
-) -> tuple[Any, ...] | None:
-    """Return what calls have in common that differ in the prompt alone; `None` if unsure."""
-    option_types = tuple(map(type, options.values()))
-    param_types = tuple(map(type, params.values()))
-    if not (_OPTION_TYPES.issuperset(option_types) and _PARAM_TYPES.issuperset(param_types)):
-        return None
-    lists = (options.get("tags", ()), options.get("depends_on", ()))
-    # An iterator would end by being looked into.
-    if not all(type(names) is tuple and _TEXT.issuperset(map(type, names)) for names in lists):
-        return None
+def _kind(service: Service, options: dict[str, Any], params: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what calls have in common that differ in the prompt alone."""
+    given = (*options.values(), *params.values())
     # The types tell `1`, `1.0` and `True` apart, which are equal to each other.
+    return (service, *options, None, *params, *given, *map(type, given))
+
+
+def _is_lasting(options: dict[str, Any], params: dict[str, Any]) -> bool:
+    """Tell whether equal arguments will always mean the same: none can be changed or used up."""
+    lists = (options.get("tags", ()), options.get("depends_on", ()))
     return (
-        service,
-        *options,
-        *options.values(),
-        *option_types,
-        None,
-        *params,
-        *params.values(),
-        *param_types,
+        _OPTION_TYPES.issuperset(map(type, options.values()))
+        and _PARAM_TYPES.issuperset(map(type, params.values()))
+        # An iterator would end by being looked into.
+        and all(type(names) is tuple and _TEXT.issuperset(map(type, names)) for names in lists)
     )
 
 

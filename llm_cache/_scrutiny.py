@@ -6,6 +6,7 @@ None of them can fail a call, and none lets anything be served that was not deci
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from llm_cache._call import Call
@@ -67,17 +68,28 @@ class Scrutiny:
         return self._verifier is not None and finding.decision.to_verify is not None
 
     async def verified(
-        self, call: Call, place: Place, finding: Finding, accepts: Accepts
+        self,
+        call: Call,
+        place: Place,
+        finding: Finding,
+        accepts: Accepts,
+        *,
+        thinking: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> SemanticHit | None:
         """Return the candidate in the grey band, if the verifier lets it pass.
 
-        Two round trips, and at most `verify_timeout_s` between them. Raises as `fetch`.
+        Two round trips, and at most `verify_timeout_s` between them, during which a context of
+        *thinking* is open. Raises as `fetch`.
         """
         candidate = finding.decision.to_verify
         if self._verifier is None or candidate is None:
             return None
         hit = await self._semantic.fetch(candidate, call.digest, accepts)
-        if hit is None or not await self._agrees(self._verifier, call, place, hit):
+        if hit is None:
+            return None
+        with thinking():
+            agrees = await self._agrees(self._verifier, call, place, hit)
+        if not agrees:
             return None
         # It may have expired, or have been invalidated, while the verifier thought.
         return await self._semantic.fetch(candidate, call.digest, accepts)

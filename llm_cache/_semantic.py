@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llm_cache._core import keys as identity
 from llm_cache._core.codec import Sealed
+from llm_cache._core.encryption import Cipher
+from llm_cache._core.kept import Kept
 from llm_cache._core.keys import Keys
 from llm_cache._core.types import Candidate
 from llm_cache._core.vectors import Vector, check_vectors
 from llm_cache._embedding import EmbeddingQueue
+from llm_cache._flight import SharedRun
 from llm_cache._redis.connection import Connection
 from llm_cache._redis.embeddings import KeptEmbeddings
 from llm_cache._redis.exact import ExactStore
@@ -22,7 +26,7 @@ from llm_cache._redis.vectors import VectorStore
 from llm_cache.config import CacheConfig, check_threshold
 from llm_cache.embedders import Embedder
 from llm_cache.errors import ConfigurationError, EmbedderError, LLMCacheError
-from llm_cache.events import Event
+from llm_cache.events import DependencyFailed, Event
 
 if TYPE_CHECKING:
     from llm_cache._core.hit_policy import Decision
@@ -65,11 +69,7 @@ Accepts = Callable[[Sealed], bool]
 
 
 class SemanticLayer:
-    """Finds answers to prompts that mean the same.
-
-    An embedder whose very first vectors are unusable is a mistake in the set-up, and every call
-    says so. One that has worked and then fails is trouble, which the cache works around.
-    """
+    """Finds answers to prompts that mean the same."""
 
     def __init__(
         self,
@@ -79,8 +79,10 @@ class SemanticLayer:
         embedder: Embedder,
         config: CacheConfig,
         *,
+        cipher: Cipher | None = None,
         tell: Callable[[Event], None] = lambda _: None,
     ) -> None:
+        self._cipher = cipher
         self._connection = connection
         self._keys = keys
         self._exact = exact
@@ -90,18 +92,20 @@ class SemanticLayer:
         self._tell = tell
         self._vectors: VectorStore | ShardedVectors | None = None
         self._decisions: Decisions | None = None
+        # A caller waits for no longer than it may; the index is there for the next one.
+        self._opening = SharedRun(self._open, name="llm_cache.open.semantic", keeps_on=True)
         self._check_thresholds()
         self._embeddings = EmbeddingQueue(
             embedder,
             timeout_s=config.embed_timeout_s,
-            kept=_kept(connection, keys, embedder, config),
+            kept=_kept(connection, keys, embedder, config, cipher),
             tell=tell,
         )
 
     @property
-    def has_worked(self) -> bool:
-        """Whether the embedder has ever answered usable vectors."""
-        return self._embeddings.has_worked
+    def is_open(self) -> bool:
+        """Whether `open` has done its work."""
+        return self._vectors is not None
 
     @property
     def vectors(self) -> VectorStore | ShardedVectors:
@@ -127,14 +131,22 @@ class SemanticLayer:
         return None if self._decisions is None else self._decisions.in_force(tenant_id).description
 
     async def open(self) -> None:
-        """Make sure of the index.
+        """Make ready the embedder and the index. Does nothing the second time.
 
-        Where the embedder does not tell its dimensions, one word is embedded to learn them.
+        Where the embedder does not tell its dimensions, one word is embedded to learn them. One
+        who is cancelled leaves it to those who come later.
 
         Raises:
             SearchModuleMissing, IndexMismatch, StoreUnavailable: from Redis.
             EmbedderError: the embedder had to be asked and failed.
         """
+        if not self.is_open:
+            await self._opening.join()
+
+    async def _open(self) -> None:
+        warm_up = getattr(self._embedder, "open", None)
+        if inspect.iscoroutinefunction(warm_up):
+            await warm_up()
         dimensions = self._embedder.dimensions
         if dimensions is None:
             dimensions = len(await self._embeddings.embed(_PROBE))
@@ -142,17 +154,25 @@ class SemanticLayer:
         vectors = self._store(space, dimensions)
         try:
             await vectors.ensure_index()
-            self._decisions = await self._open_decisions(vectors.space)
+            decisions = await self._open_decisions(vectors.space)
         except BaseException:
             await vectors.aclose()
             raise
-        self._vectors = vectors
+        decisions.start()
+        self._vectors, self._decisions = vectors, decisions
 
     def _store(self, space: str, dimensions: int) -> VectorStore | ShardedVectors:
-        about = (self._connection, self._keys)
+        about: dict[str, Any] = {
+            "space": space,
+            "dimensions": dimensions,
+            "cipher": self._cipher,
+            "corrupt": lambda error: self._tell(
+                DependencyFailed("redis", "lookup_semantic", error)
+            ),
+        }
         if self._connection.is_cluster:
-            return ShardedVectors(*about, space=space, dimensions=dimensions, tell=self._tell)
-        return VectorStore(*about, space=space, dimensions=dimensions)
+            return ShardedVectors(self._connection, self._keys, **about, tell=self._tell)
+        return VectorStore(self._connection, self._keys, **about)
 
     async def _open_decisions(self, space: str) -> Decisions:
         # With its word lists it is a sixth of what an import of this package costs.
@@ -169,7 +189,6 @@ class SemanticLayer:
                 isolated_threshold=self._isolated_threshold,
                 verify_from=self._config.verify_from,
             ),
-            has_prompts=self._config.store_prompts,
             tell=self._tell,
         )
         await decisions.reload()
@@ -318,10 +337,23 @@ class SemanticLayer:
         Whoever waits for an embedding gets `CacheClosed`, for a search `StoreUnavailable`.
         """
         await self._embeddings.aclose()
-        if self._decisions is not None:
-            await self._decisions.aclose()
-        if self._vectors is not None:
-            await self._vectors.aclose()
+        await self._opening.settle(wait_s=0)
+        vectors, self._vectors = self._vectors, None
+        decisions, self._decisions = self._decisions, None
+        if decisions is not None:
+            await decisions.aclose()
+        if vectors is not None:
+            await vectors.aclose()
+
+    async def lead_to(self, place: Place, digest: str) -> bool:
+        """Let *place* lead to the answer *digest*, which is stored; return whether it still is.
+
+        One round trip.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        return await self.vectors.lead_to(digest, self.entry(place, digest))
 
     def entry(self, place: Place, digest: str) -> HashWrite:
         """Return the entry to store with the answer *digest*, so that *place* leads to it."""
@@ -329,17 +361,32 @@ class SemanticLayer:
             digest=digest,
             scope=place.scope,
             vector=place.vector,
-            prompt=place.prompt if self._config.store_prompts else "",
+            kept=self.kept(place.prompt),
         )
+
+    def kept(self, prompt: str) -> Kept:
+        """Return what is kept of *prompt*: itself, or what the guards need to know of it."""
+        if self._config.store_prompts:
+            return Kept(prompt)
+        # Whoever has an open layer has read the word lists that come with it.
+        from llm_cache._core.signature import pack
+
+        return Kept(signature=pack(prompt))
 
 
 def _kept(
-    connection: Connection, keys: Keys, embedder: Embedder, config: CacheConfig
+    connection: Connection,
+    keys: Keys,
+    embedder: Embedder,
+    config: CacheConfig,
+    cipher: Cipher | None,
 ) -> KeptEmbeddings | None:
     if config.keep_embeddings_s is None:
         return None
     ttl_ms = max(1, round(1000 * config.keep_embeddings_s))
-    return KeptEmbeddings(connection, keys, model_id=embedder.model_id, ttl_ms=ttl_ms)
+    return KeptEmbeddings(
+        connection, keys, model_id=embedder.model_id, ttl_ms=ttl_ms, cipher=cipher
+    )
 
 
 def _prepare_decisions() -> None:

@@ -30,6 +30,7 @@ from llm_cache._redis.counters import MAX_MODELS, Counters
 from llm_cache._report import report
 from llm_cache.errors import StoreError
 from llm_cache.events import (
+    BreakerChanged,
     CandidateVerified,
     DecisionCompared,
     DependencyFailed,
@@ -115,6 +116,9 @@ class Statistics:
         elif isinstance(event, DependencyFailed):
             row = Row(NOBODY, f"{FAILED}:{event.dependency}.{event.operation}", "")
             self._events.add(row, Counts(calls=1))
+        elif isinstance(event, BreakerChanged):
+            row = Row(NOBODY, f"{FAILED}:{event.dependency}.breaker_{event.state}", "")
+            self._events.add(row, Counts(calls=1))
         elif isinstance(event, CandidateVerified):
             row = Row(NOBODY, f"{VERIFIED}:{event.verdict}", event.model)
             self._events.add(row, Counts(calls=1))
@@ -180,13 +184,19 @@ class Statistics:
         self._also = also
         self._flusher = asyncio.create_task(self._flush_forever(every_s), name="llm_cache.stats")
 
+    async def stop(self) -> bool:
+        """Flush no more in the background; return whether it was done so far."""
+        flusher, self._flusher = self._flusher, None
+        if flusher is None:
+            return False
+        flusher.cancel()
+        await asyncio.gather(flusher, return_exceptions=True)
+        return True
+
     async def aclose(self) -> None:
         """Flush for the last time, if this was ever started."""
-        if self._flusher is None:
-            return
-        self._flusher.cancel()
-        await asyncio.gather(self._flusher, return_exceptions=True)
-        await self._try_to_flush()
+        if await self.stop():
+            await self._try_to_flush()
 
     async def _flush_forever(self, every_s: float) -> None:
         while True:

@@ -18,8 +18,7 @@ from llm_cache._core.normalize import fold_headers_and_query
 from llm_cache._core.types import CacheStatus, Json
 from llm_cache._http.upstream import Upstream
 from llm_cache.config import upstream_name
-from llm_cache.errors import EmbedderError, InvalidRequest, OnlyIfCachedMiss, StoreError
-from llm_cache.events import DependencyFailed
+from llm_cache.errors import InvalidRequest, OnlyIfCachedMiss
 from llm_cache.reply import CacheInfo, set_cache_info
 
 if TYPE_CHECKING:
@@ -123,12 +122,8 @@ class CachedEmbeddings(AsyncEmbeddings):
         """Return an answer or `None` for each call, and the epoch; no epoch if Redis failed."""
         if calls[0].terms.bypass is not None:
             return [None] * len(calls), None
-        try:
-            await self._cache.open()
-            lookups = await self._cache._exact.lookup_many([c.digest for c in calls])  # noqa: SLF001
-        except (StoreError, EmbedderError) as error:
-            dependency = "embedder" if isinstance(error, EmbedderError) else "redis"
-            self._cache._tell(DependencyFailed(dependency, "lookup_exact", error))  # noqa: SLF001
+        lookups = await self._cache._engine.look_up_many(calls)  # noqa: SLF001
+        if lookups is None:
             return [None] * len(calls), None
         now_s = self._cache._clock()  # noqa: SLF001
         answers = [
@@ -144,7 +139,7 @@ class CachedEmbeddings(AsyncEmbeddings):
         for start in range(0, len(fresh), _STORED_AT_ONCE):
             some = fresh[start : start + _STORED_AT_ONCE]
             await asyncio.gather(
-                *(engine.store(call, answer, epoch=epoch, place=None) for call, answer in some)
+                *(engine.keep(call, answer, epoch=epoch) for call, answer in some)
             )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import os
 import time
 from collections.abc import (
     AsyncIterator,
@@ -30,6 +31,7 @@ from llm_cache._core import keys as identity
 from llm_cache._core.canonical import as_data
 from llm_cache._core.control import CacheControl
 from llm_cache._core.counts import NO_TOKENS
+from llm_cache._core.encryption import Cipher
 from llm_cache._core.keys import Keys
 from llm_cache._core.normalize import Prompt
 from llm_cache._core.policy import StoreIf
@@ -63,13 +65,15 @@ from llm_cache._redis.sweep import Sweeper
 from llm_cache._scrutiny import Scrutiny
 from llm_cache._semantic import Place, SemanticLayer
 from llm_cache._statistics import Statistics
-from llm_cache.config import CacheConfig, redis_url_from_env
+from llm_cache.config import CacheConfig, check_keys, redis_url_from_env
 from llm_cache.embedders import Embedder, EmbedFunction, OpenAIEmbedder, as_embedder
 from llm_cache.errors import (
     CacheClosed,
     ConfigurationError,
     InvalidRequest,
     NotStorable,
+    StoreTimeout,
+    UsedElsewhere,
 )
 from llm_cache.events import (
     CallEnded,
@@ -133,6 +137,7 @@ class LLMCache:
         self._clock = clock
         self._hooks = (LogHook(),) if hooks is None else tuple(hooks)
         self._keys = Keys(self.config.namespace)
+        self._cipher = _cipher(self.config)
         self._connection = Connection(
             redis_url_from_env() if url is None else url,
             max_connections=self.config.max_connections,
@@ -146,12 +151,20 @@ class LLMCache:
             failed=lambda error: self._tell(DependencyFailed("redis", "prolong", error)),
             clock=clock,
         )
-        self._exact = ExactStore(self._connection, self._keys, self._epochs, sliding)
+        self._exact = ExactStore(
+            self._connection,
+            self._keys,
+            self._epochs,
+            sliding,
+            cipher=self._cipher,
+            timeout_s=min(self.config.redis_timeout_s, self.config.added_latency_budget_s),
+        )
         self._answers = Answers(
             self._connection,
             self._keys,
             self._exact,
             compress=self.config.compression,
+            cipher=self._cipher,
             clock=clock,
         )
         self._statistics = Statistics(
@@ -173,11 +186,13 @@ class LLMCache:
             self._exact,
             self._owned_embedder or as_embedder(embedder),  # type: ignore[arg-type]
             self.config,
+            cipher=self._cipher,
             tell=self._tell,
         )
         self._review = Review(
             self._connection,
             self._keys,
+            cipher=self._cipher,
             sample_rate=self.config.review_sample_rate,
             max_items=self.config.review_max_items,
             ttl_s=self.config.review_ttl_s,
@@ -189,7 +204,8 @@ class LLMCache:
             self._answers,
             Scrutiny(self._semantic, verifier, self._review, self.config, tell=self._tell),
             config=self.config,
-            ready=self._ensure_open,
+            cipher=self._cipher,
+            ready=self._connected,
             tell=self._tell,
             clock=clock,
         )
@@ -208,9 +224,14 @@ class LLMCache:
             sweeper=self._sweeper,
         )
         self._opening = SharedRun(self._open, name="llm_cache.open")
+        # A call waits for it no longer than it may; it is there for the next one.
+        self._connecting = SharedRun(self._connect, name="llm_cache.connect", keeps_on=True)
         self._closing = asyncio.Lock()
+        self._is_connected = False
         self._is_open = False
         self._is_closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = os.getpid()
 
     # ------------------------------------------------------------------ life
 
@@ -224,35 +245,74 @@ class LLMCache:
             ConfigurationError: Redis or the embedder cannot work as configured.
             EmbedderError: the embedder had to be asked for its dimensions and failed.
             CacheClosed: the cache was closed.
+            UsedElsewhere: it was opened in another event loop, or another process.
         """
-        self._refuse_closed()
+        self._check_use()
         if not self._is_open:
             await self._opening.join()
         return self
 
     async def _open(self) -> None:
-        await self._connection.open()
+        was_connected = self._is_connected
         try:
-            await self._epochs.current(None)
+            if not was_connected:
+                await self._connecting.join()
             if self.config.semantic:
                 await self._semantic.open()
-            await asyncio.to_thread(self._upstream.prepare)
+            await self._upstream.prepare()
             # `aclose` may have been called meanwhile; it waits for this to end.
             self._refuse_closed()
         except BaseException:
-            await self._exact.aclose()
+            if not was_connected:
+                await self._disconnect()
+            raise
+        self._is_open = True
+
+    async def _connect(self) -> None:
+        """Make ready all that exact answers need."""
+        self._loop = asyncio.get_running_loop()
+        await self._connection.open()
+        try:
+            await self._epochs.current(None)
+            self._refuse_closed()
+        except BaseException:
             await self._connection.aclose()
             raise
         self._statistics.start(every_s=self.config.stats_flush_s, also=self._review.flush)
-        if self.config.semantic:
-            self._semantic.decisions.start()
-        self._is_open = True
+        self._is_connected = True
+
+    async def _disconnect(self) -> None:
+        """Undo what an opening has done that failed."""
+        await self._connecting.settle(wait_s=0)
+        self._is_connected = False
+        await self._statistics.stop()
+        await self._semantic.aclose()
+        await self._exact.aclose()
+        await self._connection.aclose()
+        self._loop = None
+
+    def _connected(self) -> Awaitable[None] | None:
+        """Return what a call has to wait for before it asks Redis; `None` for nothing."""
+        return None if self._is_connected else self._connected_in_time()
+
+    async def _connected_in_time(self) -> None:
+        # A server of our own takes its time to start, and is nothing that may be down.
+        is_ours = self._connection.url.startswith("embedded:")
+        try:
+            async with asyncio.timeout(None if is_ours else self.config.added_latency_budget_s):
+                await self._connecting.join()
+        except TimeoutError as error:
+            raise StoreTimeout("Redis was not reached within added_latency_budget_s") from error
 
     async def aclose(self) -> None:
         """Finish what is in flight (at most 5 s), flush the counters, and close everything.
 
         The client and the embedder that were given stay open.
+
+        Raises:
+            UsedElsewhere: it was opened in another event loop, or another process.
         """
+        self._check_place()
         async with self._closing, AsyncExitStack() as rest:
             if self._is_closed:
                 return
@@ -266,7 +326,8 @@ class LLMCache:
             rest.push_async_callback(self._semantic.aclose)
             rest.push_async_callback(self._sweeper.aclose)
             rest.push_async_callback(self._statistics.aclose)
-            await self._opening.settle()
+            await self._opening.settle(wait_s=_DRAIN_S)
+            await self._connecting.settle(wait_s=_DRAIN_S)
             await self._engine.aclose(wait_s=_DRAIN_S)
 
     async def __aenter__(self) -> Self:
@@ -394,10 +455,9 @@ class LLMCache:
     ) -> tuple[ChatReply, ChatCompletion | None]:
         """Return the reply, and the SDK's own object where the model has just made it."""
         started_s = time.perf_counter()
-        try:
-            answered = await self._engine.answer(call, lambda: _fresh(upstream, request()))
-        except TimeoutError as error:
-            raise _timeout_of_the_sdk() from error
+        answered = await self._engine.answer(
+            call, lambda: _fresh(upstream, request()), started_s=started_s
+        )
         reply = self._reply(answered)
         self._note(call, reply, answered, started_s)
         return reply, answered.original
@@ -412,16 +472,14 @@ class LLMCache:
             raise InvalidRequest("stream_options must be a mapping")
         wants_usage = bool(options.get("include_usage"))
         started_s = time.perf_counter()
-        try:
-            begun = await self._engine.stream(
-                call,
-                lambda: upstream.stream(request),
-                lambda: _fresh(upstream, request.unstreamed()),
-                choices=int(request.params.get("n") or 1),
-                wants_usage=wants_usage,
-            )
-        except TimeoutError as error:
-            raise _timeout_of_the_sdk() from error
+        begun = await self._engine.stream(
+            call,
+            lambda: upstream.stream(request),
+            lambda: _fresh(upstream, request.unstreamed()),
+            choices=int(request.params.get("n") or 1),
+            wants_usage=wants_usage,
+            started_s=started_s,
+        )
         if isinstance(begun, Answered):
             info = CacheInfo(**self._info(begun))
             self._note(call, info, begun, started_s, operation="stream")
@@ -495,14 +553,14 @@ class LLMCache:
             OnlyIfCachedMiss: `only-if-cached`, and there is no entry.
             Exception: whatever *produce* raises.
         """
-        self._refuse_closed()
+        self._check_use()
         call = self._planner.value(request, producer=producer, store_if=store_if, **options)
 
         async def checked() -> Fresh:
             return Fresh(as_data(await produce(), "what produce returned"))
 
         started_s = time.perf_counter()
-        answered = await self._engine.answer(call, checked)
+        answered = await self._engine.answer(call, checked, started_s=started_s)
         value = CachedValue(value=answered.source.answer, **self._info(answered))
         self._note(call, value, answered, started_s, operation="value")
         return value
@@ -841,15 +899,20 @@ class LLMCache:
     # ------------------------------------------------------------------ numbers
 
     def stats(self, *, tenant: str | Unset | None = UNSET) -> dict[str, Any]:
-        """Return this process's calls by status, the hit rate, and the policy. No round trip.
+        """Return this process's calls by status, the hit rate, and how it does. No round trip.
 
         `hit_rate` is (exact + semantic + stale) / (those + miss), rounded to three places, 0.0
         before the first call. *tenant* chooses the calls of one, `None` those that named none.
         The first `config.stats_tenants` tenants are counted one by one. `policy` says what decides
         on semantic hits; `verified` and `shadow`, of all tenants, what verifiers said and what
-        decisions would have been worth.
+        decisions would have been worth; `breakers`, which of `redis`, `search` and `embedder` are
+        asked (`closed`), left alone because they keep failing (`open`) or tried (`half_open`).
         """
-        return {**self._statistics.local(self._row_of(tenant)), "policy": self._policy_of(tenant)}
+        return {
+            **self._statistics.local(self._row_of(tenant)),
+            "policy": self._policy_of(tenant),
+            "breakers": self._engine.breakers(),
+        }
 
     def not_stored(self) -> dict[str, int]:
         """Return how many answers this process served but did not store, by reason."""
@@ -892,7 +955,7 @@ class LLMCache:
         self, prompt: Prompt, options: dict[str, Any], params: dict[str, Any], upstream: Upstream
     ) -> tuple[Call, RequestOf]:
         """Return the call; *options* are those of `chat`, *params* the model's parameters."""
-        self._refuse_closed()
+        self._check_use()
         return self._planner.chat(prompt, upstream, options, params)
 
     def _plan_given(self, prompt: Prompt, arguments: dict[str, Any]) -> tuple[Call, RequestOf]:
@@ -925,10 +988,6 @@ class LLMCache:
             raise NotStorable(f"this answer is not stored: {refusal}")
         return self._keys.answer(call.digest)
 
-    async def _ensure_open(self) -> None:
-        if not self._is_open:
-            await self.open()
-
     def _row_of(self, tenant: str | Unset | None) -> str | None:
         return None if isinstance(tenant, Unset) else self._statistics.row_of(tenant)
 
@@ -936,9 +995,32 @@ class LLMCache:
         named = None if isinstance(tenant, Unset) else tenant
         return self._semantic.policy(identity.tenant_id(named, self.config.tenant_secret))
 
+    def _check_use(self) -> None:
+        """Refuse to be used where it cannot work.
+
+        Raises:
+            CacheClosed, UsedElsewhere: as they say.
+        """
+        self._refuse_closed()
+        self._check_place()
+
     def _refuse_closed(self) -> None:
         if self._is_closed:
             raise CacheClosed("this cache was closed; make a new one")
+
+    def _check_place(self) -> None:
+        try:
+            # In a child that was forked, no loop runs as far as asyncio knows.
+            if self._loop is None or asyncio.get_running_loop() is self._loop:
+                return
+        except RuntimeError:
+            pass
+        forked = os.getpid() != self._pid
+        where = "another process (a fork)" if forked else "another event loop"
+        raise UsedElsewhere(
+            f"this cache is used in {where} than it was opened in: connections cannot be shared,"
+            " make an LLMCache for each process and each event loop, and close it there"
+        )
 
     def _reply(self, answered: Answered) -> ChatReply:
         return ChatReply(source=answered.source, **self._info(answered))
@@ -1000,20 +1082,18 @@ class LLMCache:
         emit(self._hooks, event)
 
 
+def _cipher(config: CacheConfig) -> Cipher | None:
+    if config.encryption_keys is None:
+        return None
+    return Cipher(check_keys(config.encryption_keys), namespace=config.namespace)
+
+
 async def _fresh(upstream: Upstream, request: ChatRequest) -> Fresh:
     """Ask the model."""
     completion: Any = await upstream.complete(request)
     # The SDK hands on what is no JSON at all as text.
     dump = getattr(completion, "model_dump", None)
     return Fresh({} if dump is None else dump(mode="json", exclude_unset=True), completion)
-
-
-def _timeout_of_the_sdk() -> Exception:
-    """Return what the model's client would tell one who waited in vain for another's answer."""
-    from openai import APITimeoutError
-
-    # The request was another caller's; there is none to show.
-    return APITimeoutError(request=None)  # type: ignore[arg-type]
 
 
 async def _without_usage(

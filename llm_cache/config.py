@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from base64 import b64decode
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -21,6 +22,7 @@ DEFAULT_MODEL = "gpt-4o-mini"
 DEFAULT_SYSTEM = "You are a helpful assistant."
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.-]+")
 _LEAST_SECRET = 16
+_KEY_BYTES = 32
 _TEN_YEARS_S = 10 * 365 * 86_400
 
 
@@ -55,6 +57,10 @@ class CacheConfig:
     tenant_secret: str | None = field(default=None, repr=False)
     """With it, tenants appear in Redis only as an HMAC; all workers must have the same. Changing
     it leaves every tenant's answers behind."""
+    encryption_keys: Sequence[str | bytes] | None = field(default=None, repr=False)
+    """With them, answers and prompts are encrypted in Redis (AES-256-GCM, extra `encryption`), and
+    what is not is no longer read. 32 bytes each, or their base64: the first encrypts, all decrypt.
+    Vectors, tags, tenants and model names stay readable. All workers must have the same."""
 
     model: str = DEFAULT_MODEL
     """The model of calls that name none."""
@@ -93,8 +99,9 @@ class CacheConfig:
     guards: bool = True
     """Whether lexical guards may veto a candidate (other number, negation, direction, …)."""
     store_prompts: bool = True
-    """Whether prompt texts are kept beside their vectors. Guards, calibrated policies and
-    verifiers need them."""
+    """Whether prompt texts are kept beside their vectors. Without, there is a signature in their
+    place, from which guards and calibrated policies decide; verifiers and review need the texts,
+    and so does invalidation by pattern."""
     verify_from: float | None = None
     """Cosine similarity from which on a candidate that is not similar enough to be served is shown
     to the verifier; `None` for no such band. Needs `LLMCache(verifier=…)`."""
@@ -115,6 +122,20 @@ class CacheConfig:
     replay_chunks_per_s: float | None = None
     """Speed at which streams are replayed from the cache; `None` for as fast as can be."""
 
+    added_latency_budget_s: float = 0.25
+    """Most seconds the cache may add to a call, all its steps together: look-ups, embedding,
+    search, waiting for a connection; then the model is asked without it. What is left of it the
+    caller waits for the store. Waiting for another caller's answer to the same request does not
+    count, nor does a verifier, which has `verify_timeout_s`."""
+    fail_closed: bool = False
+    """Whether a call raises where Redis or the embedder fails, instead of asking the model."""
+    store_in_background: bool = False
+    """Whether an answer is returned before it is stored. The same request finds it all the same,
+    in this process and in others; a rephrased one does once it is stored."""
+    store_queue_size: int = 1_000
+    """Most answers that wait to be stored after they were returned; further ones are not stored.
+    They take memory, and are stored when the cache is closed, as far as Redis answers."""
+
     max_prompt_chars: int = 1_000_000
     """A request whose text is longer is refused."""
     max_entry_bytes: int = 1_048_576
@@ -127,10 +148,11 @@ class CacheConfig:
     """Most connections in the Redis pool of one cache object; callers beyond it wait. Outside of
     it there are one for exact look-ups and, once needed, one for news of other processes."""
     redis_timeout_s: float = 2.0
-    """Most seconds one Redis round trip may take, waiting for a connection included. It has to
-    cover the lag of a busy event loop too: 200 misses at once keep one busy for over a second."""
+    """Most seconds one Redis round trip may take, waiting for a connection included; on the way
+    to an answer, no more than is left of `added_latency_budget_s`."""
     embed_timeout_s: float = 10.0
-    """Most seconds one embedding may take, its time in the queue included."""
+    """Most seconds one embedding may take, its time in the queue included. A call waits for no
+    longer than its budget; what comes later is stored with the answer."""
     keep_embeddings_s: float | None = None
     """Seconds for which the vector of a prompt is kept in Redis, so that it is not embedded again;
     `None` keeps none. Pays where prompts recur in many scopes, or outlive their answers."""
@@ -166,15 +188,12 @@ class CacheConfig:
             ) from None
         if not self.model:
             raise ConfigurationError("model must name a model")
-        if self.guards and self.semantic and not self.store_prompts:
-            raise ConfigurationError(
-                "store_prompts=False leaves the guards nothing to compare:"
-                " set guards=False as well, or keep the prompts"
-            )
         if self.upstream_id == "":
             raise ConfigurationError("upstream_id must be a name, or None for the base URL")
         self._check_lifetimes()
         self._check_secret()
+        if self.encryption_keys is not None:
+            object.__setattr__(self, "encryption_keys", check_keys(self.encryption_keys))
         if self.bypass is not None and not callable(self.bypass):
             raise ConfigurationError("bypass must be a function of the request, or None")
         if self.replay_chunks_per_s is not None and not (
@@ -188,14 +207,14 @@ class CacheConfig:
         self._check_review()
         self._check_verifying()
         check_prices(self.prices)
-        whole = ("max_prompt_chars", "max_entry_bytes", "max_connections")
+        whole = ("max_prompt_chars", "max_entry_bytes", "max_connections", "store_queue_size")
         for name in (*whole, "review_max_items", "stats_tenants"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigurationError(f"{name} must be a whole number above 0; got {value!r}")
         for name in (
             *("redis_timeout_s", "embed_timeout_s", "verify_timeout_s"),
-            *("keep_embeddings_s", "stats_flush_s"),
+            *("keep_embeddings_s", "stats_flush_s", "added_latency_budget_s"),
         ):
             value = getattr(self, name)
             is_off = value is None and name == "keep_embeddings_s"
@@ -280,6 +299,38 @@ def check_ttl(value: object, name: str) -> float:
     return float(value)
 
 
+def check_keys(given: Sequence[str | bytes]) -> tuple[bytes, ...]:
+    """Return the keys *given*, 32 bytes each. What is wrong is told without them.
+
+    Raises:
+        ConfigurationError: there is none, one is no key, or one is there twice.
+    """
+    listed: object = given  # whatever was given
+    if isinstance(listed, str | bytes) or not isinstance(listed, Sequence) or not listed:
+        raise ConfigurationError(
+            "encryption_keys must be a list of keys, the first of which encrypts; or None"
+        )
+    keys = tuple(_key(key, at) for at, key in enumerate(given))
+    if len(set(keys)) < len(keys):
+        raise ConfigurationError("encryption_keys holds a key twice")
+    return keys
+
+
+def _key(given: object, at: int) -> bytes:
+    key = given
+    if isinstance(given, str):
+        try:
+            key = b64decode(given.strip().replace("-", "+").replace("_", "/"), validate=True)
+        except ValueError:
+            key = None
+    if not isinstance(key, bytes) or len(key) != _KEY_BYTES:
+        raise ConfigurationError(
+            f"encryption_keys[{at}] must be {_KEY_BYTES} random bytes, or their base64 as"
+            " `openssl rand -base64 32` prints it"
+        )
+    return key
+
+
 def check_threshold(value: object, name: str) -> float:
     """Return *value* as a cosine similarity.
 
@@ -301,6 +352,13 @@ def redis_url_from_env() -> str:
 def tenant_secret_from_env() -> str | None:
     """Return `LLM_CACHE_TENANT_SECRET`: the command line has no other way to learn it unseen."""
     return os.environ.get("LLM_CACHE_TENANT_SECRET") or None
+
+
+def encryption_keys_from_env() -> list[str] | None:
+    """Return `LLM_CACHE_ENCRYPTION_KEYS`, parted by commas, for the command line."""
+    return [
+        key.strip() for key in os.environ.get("LLM_CACHE_ENCRYPTION_KEYS", "").split(",") if key
+    ] or None
 
 
 def openai_key_in_env() -> bool:

@@ -6,7 +6,8 @@ LLMCacheError
 │   ├── SearchModuleMissing           this Redis has no RediSearch
 │   ├── IndexMismatch                 an index of this name was made with other settings
 │   ├── MissingExtra                  an optional dependency is not installed
-│   └── UnusablePolicy                a calibrated policy that this cache must not follow
+│   ├── UnusablePolicy                a calibrated policy that this cache must not follow
+│   └── UsedElsewhere                 a cache was taken to another event loop or process
 ├── CalibrationRefused                the labels do not show what was asked for
 ├── InvalidRequest (ValueError)       this call can never work, whatever the state of the cache
 │   └── PartialInvalidation           an invalidation cannot reach everything that is meant
@@ -16,7 +17,10 @@ LLMCacheError
 │   │   └── StoreTimeout              it did not answer in time
 │   └── CorruptEntry                  stored bytes are not an entry of this release
 ├── EmbedderError                     the embedder failed
+│   ├── EmbedderTimeout               it did not answer in time
 │   └── InvalidEmbedding              it answered something that is not a usable vector
+├── OverBudget                        the cache has added all to a call that it may add
+├── DependencySkipped                 what failed again and again is left alone for a while
 ├── NotStorable                       an explicit store was given an answer that must not be kept
 ├── TransferError                     a file of answers, prompts or labels
 │   ├── InvalidFile                   it is not what it should be; the message names the line
@@ -65,6 +69,10 @@ class MissingExtra(ConfigurationError):
 
 class UnusablePolicy(ConfigurationError):
     """A calibrated policy of another embedder, of a newer release, or not a policy at all."""
+
+
+class UsedElsewhere(ConfigurationError):
+    """A cache was used in another event loop, or another process, than it was opened in."""
 
 
 class CalibrationRefused(LLMCacheError):
@@ -118,8 +126,23 @@ class EmbedderError(LLMCacheError):
     """The embedder raised, or did not answer within `embed_timeout_s`."""
 
 
+class EmbedderTimeout(EmbedderError):
+    """The embedder did not answer within `embed_timeout_s`, or what was left of the budget."""
+
+
 class InvalidEmbedding(EmbedderError):
     """The embedder answered something that is not one finite, non-zero vector per text."""
+
+
+class OverBudget(LLMCacheError):
+    """The cache has added `added_latency_budget_s` to a call. Raised with `fail_closed` alone."""
+
+
+class DependencySkipped(LLMCacheError):
+    """A dependency has failed so often that it is not asked for a while, so nobody waits for it.
+
+    Raised with `fail_closed` alone; the message names the dependency and its last error.
+    """
 
 
 class NotStorable(LLMCacheError, ValueError):

@@ -55,10 +55,25 @@ class DependencyFailed:
     """Redis or the embedder failed; the caller was served without it."""
 
     dependency: str
-    """`redis`, `embedder`, `upstream`, or `policy` for one that cannot be followed."""
+    """`redis`, `search`, `embedder`, `upstream`, or `policy` for one that cannot be followed."""
     operation: str
     """What was being done: `lookup_exact`, `lookup_semantic`, `embed`, `store`, …"""
     error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerChanged:
+    """A dependency has failed so often that it is left alone for a while, or works again.
+
+    While it is left alone it is tried once a second. That it still fails is not told again.
+    """
+
+    dependency: str
+    """`redis`, `search` or `embedder`."""
+    state: str
+    """`open` where it is left alone from now on, `closed` where it works again."""
+    error: Exception | None = None
+    """What it failed with last; `None` where it works again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +104,8 @@ class DecisionCompared:
 
 
 Event = (
-    CallEnded
+    BreakerChanged
+    | CallEnded
     | CandidateVerified
     | DecisionCompared
     | DependencyFailed
@@ -111,9 +127,12 @@ class EventHook(Protocol):
 
 
 class LogHook:
-    """Writes failures to the `llm_cache` logger: the first of a kind, then one a minute."""
+    """Writes failures to the `llm_cache` logger: the first of a kind, then one a minute.
 
-    hears = (DependencyFailed,)
+    Of a dependency that fails for long: one line when it is given up, one when it works again.
+    """
+
+    hears = (DependencyFailed, BreakerChanged)
 
     def __init__(self, *, interval_s: float = 60.0) -> None:
         self._interval_s = interval_s
@@ -121,8 +140,12 @@ class LogHook:
 
     def __call__(self, event: Event, /) -> None:
         """Log *event* if it is a failure that was not logged within the interval."""
-        if not isinstance(event, DependencyFailed):
-            return
+        if isinstance(event, BreakerChanged):
+            _log_breaker(event)
+        elif isinstance(event, DependencyFailed):
+            self._log_failure(event)
+
+    def _log_failure(self, event: DependencyFailed) -> None:
         import time
 
         kind = (event.dependency, event.operation, type(event.error))
@@ -137,6 +160,18 @@ class LogHook:
             type(event.error).__name__,
             event.error,
         )
+
+
+def _log_breaker(event: BreakerChanged) -> None:
+    if event.error is None:
+        _logger.warning("%s works again", event.dependency)
+        return
+    _logger.warning(
+        "%s keeps failing, calls go on without it until it works again: %s: %s",
+        event.dependency,
+        type(event.error).__name__,
+        event.error,
+    )
 
 
 def listeners(hooks: Iterable[EventHook], kind: type[Event]) -> tuple[EventHook, ...]:

@@ -99,7 +99,7 @@ async def inspect_stored(cache: LLMCache, key: str) -> Inspection | None:
             " other one"
         )
     await cache.open()
-    bulk = BulkEntries(cache._connection, cache._keys)
+    bulk = BulkEntries(cache._connection, cache._keys, cipher=cache._cipher)
     read = await bulk.read([answer_digest(key)], spaces=await cache._answers.spaces())
     if not read.found:
         return None

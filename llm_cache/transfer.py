@@ -569,7 +569,7 @@ class _Import:
         now_s = self._cache._clock()
         left_ms = max((answer.expires_ms for answer in prepared), default=0) - round(1000 * now_s)
         await self._cache._epochs.remember_for(max(0, left_ms))
-        if any(not answer.semantic for answer in prepared):
+        if not all(any(part.prompt for part in answer.semantic) for answer in prepared):
             await self._cache._answers.note_unindexed(now_s + left_ms / 1000, left_ms / 1000)
         written = await self._bulk.write(
             [(answer, there.get(answer.digest)) for answer in prepared],
@@ -631,7 +631,14 @@ class _Import:
             self._done.unplaced += found.count(None)
             # Of two embedders' entries of one prompt, both have become this one's.
             semantic = tuple({part.space: part for part in found if part is not None}.values())
-        return replace(answer, entry=entry, semantic=semantic)
+        return replace(answer, entry=entry, semantic=tuple(map(self._kept, semantic)))
+
+    def _kept(self, part: SemanticEntry) -> SemanticEntry:
+        """Return *part* with as much of its prompt as this cache keeps of one."""
+        if self._cache.config.store_prompts or not part.prompt:
+            return part
+        kept = self._cache._semantic.kept(part.prompt)
+        return replace(part, fields={**part.fields, "prompt": kept.field(None)})
 
     async def _placed(self, part: SemanticEntry) -> SemanticEntry | None:
         """Return *part* in the space of the cache; `None` where it has no place there."""
@@ -693,4 +700,9 @@ def _answers(source: Any, name: str, skip: int) -> Iterator[Answer]:
 
 
 def _bulk(cache: LLMCache) -> BulkEntries:
-    return BulkEntries(cache._connection, cache._keys)
+    return BulkEntries(
+        cache._connection,
+        cache._keys,
+        compress=cache.config.compression,
+        cipher=cache._cipher,
+    )

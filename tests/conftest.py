@@ -14,6 +14,7 @@ from llm_cache.testing import FakeEmbedder, RecordingHook, ScriptedUpstream
 from tests.topologies.shapes import SHAPES, Shape, shape_of
 
 MakeCache = Callable[..., LLMCache]
+PATIENT: dict[str, Any] = {"redis_timeout_s": 20.0, "added_latency_budget_s": 20.0}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -107,7 +108,7 @@ async def make_cache(
         cache = LLMCache(
             url,
             # The upstream, its client and the cache share one loop here; give it time.
-            config=CacheConfig(**{"namespace": namespace, "redis_timeout_s": 20.0, **config}),
+            config=CacheConfig(**{"namespace": namespace, **PATIENT, **config}),
             **{**collaborators, **options},
         )
         made.append(cache)

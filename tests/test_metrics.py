@@ -14,7 +14,14 @@ from prometheus_client import CollectorRegistry
 
 from llm_cache import Price
 from llm_cache.errors import MissingExtra, StoreUnavailable
-from llm_cache.events import CallEnded, DependencyFailed, StoreSkipped, TextsEmbedded
+from llm_cache.events import (
+    CallEnded,
+    CandidateVerified,
+    DecisionCompared,
+    DependencyFailed,
+    StoreSkipped,
+    TextsEmbedded,
+)
 from llm_cache.metrics import PrometheusHook
 from tests.cache.test_verifying import Says
 
@@ -162,6 +169,8 @@ def labels_by_metric(registry: CollectorRegistry, hook: PrometheusHook) -> dict[
     hook(DependencyFailed("redis", "store", StoreUnavailable("")))
     hook(StoreSkipped("length", "m"))
     hook(TextsEmbedded("text-embedding-3-small", 1, 1, is_estimate=False, duration_s=0.1))
+    hook(CandidateVerified("yes", "m"))
+    hook(DecisionCompared("right_hit", "m"))
     labels: dict[str, set[str]] = {}
     for family in registry.collect():
         for sample in family.samples:

@@ -384,8 +384,8 @@ def test_make_alone_lists_every_target():
 
     assert listed == targets
     assert targets == [
-        *("help", "demo", "test", "test-heavy", "test-faults", "test-leaks", "test-matrix"),
-        *("lint", "types", "bench", "correctness", "faults", "clean"),
+        *("help", "demo", "test", "test-topologies", "test-heavy", "test-fuzz", "test-faults"),
+        *("test-leaks", "test-matrix", "lint", "types", "bench", "correctness", "faults", "clean"),
     ]
 
 

@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with the data sets")
     parser.add_argument("--resamples", type=int, default=3, help="permutations of each stream")
     parser.add_argument("--logs", type=int, default=40, help="synthetic logs of each kind")
+    parser.add_argument("--workers", type=int, default=1, help="processes; the results are equal")
     parser.add_argument(
         "--peers-python", type=Path, help="interpreter of an environment with gptcache and redisvl"
     )
@@ -29,16 +30,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print, and write if asked to."""
     from benchmarks.correctness import report
+    from benchmarks.correctness.workers import in_processes
 
     if not (arguments.data / "banking77_train.csv.gz").is_file():
         print(f"--data: there is no banking77_train.csv.gz in {arguments.data}", file=sys.stderr)
         return 2
     lines: list[str] = []
-    for line in report.lines(
-        arguments.data, arguments.resamples, arguments.logs, arguments.peers_python
-    ):
-        print(line, flush=True)
-        lines.append(line)
+    with in_processes(arguments.workers) as each:
+        for line in report.lines(
+            arguments.data, arguments.resamples, arguments.logs, arguments.peers_python, each
+        ):
+            print(line, flush=True)
+            lines.append(line)
     if arguments.write is not None:
         path: Path = arguments.write
         page = path.read_text(encoding="utf-8") if path.exists() else f"{_BEGIN}\n{_END}\n"

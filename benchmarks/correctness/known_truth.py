@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.correctness.workers import Each
 from llm_cache._core import guards
 from llm_cache._core.hit_policy import CalibratedPolicy, Neighbourhood, features
 from llm_cache._core.replay import Prompts, Stream, acceptance
@@ -55,20 +57,28 @@ class KnownTruth:
         return self.broken <= self.allowed
 
 
-def pairs(logs: int, *, basis: Basis, seed: int = 0, rows: int = 800) -> KnownTruth:
+def pairs(
+    logs: int, *, basis: Basis, seed: int = 0, rows: int = 800, each: Each = map
+) -> KnownTruth:
     """Return how often the bound breaks on *logs* of pairs with known chances of being right."""
-    results = (_one_of_pairs(np.random.default_rng((seed, n)), rows, basis) for n in range(logs))
-    return _summary("pairs", basis, logs, results)
+    one = partial(_one_of_pairs, rows=rows, basis=basis)
+    return _summary("pairs", basis, logs, each(one, _seeds(seed, logs)))
 
 
-def streams(logs: int, *, basis: Basis, seed: int = 0, rows: int = 500) -> KnownTruth:
+def streams(
+    logs: int, *, basis: Basis, seed: int = 0, rows: int = 500, each: Each = map
+) -> KnownTruth:
     """Return how often the bound breaks on *logs* of requests with vectors around known topics."""
-    results = (_one_stream(np.random.default_rng((seed, n)), rows, basis) for n in range(logs))
-    return _summary("streams", basis, logs, results)
+    one = partial(_one_stream, rows=rows, basis=basis)
+    return _summary("streams", basis, logs, each(one, _seeds(seed, logs)))
+
+
+def _seeds(seed: int, logs: int) -> list[tuple[int, int]]:
+    return [(seed, number) for number in range(logs)]
 
 
 def _summary(
-    kind: str, basis: str, logs: int, results: Iterator[tuple[float, float] | None]
+    kind: str, basis: str, logs: int, results: Iterable[tuple[float, float] | None]
 ) -> KnownTruth:
     certified = [result for result in results if result is not None]
     return KnownTruth(
@@ -112,9 +122,8 @@ class _Space:
 # -- pairs: the chance that a pair is the same rises with its similarity
 
 
-def _one_of_pairs(
-    random: np.random.Generator, rows: int, basis: Basis
-) -> tuple[float, float] | None:
+def _one_of_pairs(seed: tuple[int, int], rows: int, basis: Basis) -> tuple[float, float] | None:
+    random = np.random.default_rng(seed)
     steepness, middle = random.uniform(8, 60), random.uniform(0.55, 0.95)
     noise = random.choice([0.0, 0.005, 0.02])
 
@@ -163,9 +172,8 @@ def _word(number: int) -> str:
 # -- streams: topics on a sphere, some popular and some asked about once
 
 
-def _one_stream(
-    random: np.random.Generator, rows: int, basis: Basis
-) -> tuple[float, float] | None:
+def _one_stream(seed: tuple[int, int], rows: int, basis: Basis) -> tuple[float, float] | None:
+    random = np.random.default_rng(seed)
     topics = random.normal(size=(int(random.integers(15, 60)), _Space.dimensions))
     # Some topics are close together: what is wrong is wrong again and again.
     for at in range(0, len(topics) - 1, 3):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from benchmarks.correctness import datasets, faq, known_truth, refusals, speed, streams, table
-from benchmarks.correctness.datasets import Request
 from benchmarks.correctness.streams import Half, Workload
 from benchmarks.correctness.vectors import embed
+from benchmarks.correctness.workers import Each
 from llm_cache import LocalEmbedder
 from llm_cache._core.hit_policy import ThresholdPolicy
 
@@ -24,7 +25,9 @@ _SIMILAR = (
 )
 
 
-def lines(data: Path, resamples: int, logs: int, peers_python: Path | None) -> Iterator[str]:
+def lines(
+    data: Path, resamples: int, logs: int, peers_python: Path | None, each: Each
+) -> Iterator[str]:
     """Measure everything, and yield the report line by line."""
     yield "## What was measured"
     yield ""
@@ -33,12 +36,11 @@ def lines(data: Path, resamples: int, logs: int, peers_python: Path | None) -> I
     yield f"(`{LocalEmbedder.model_id}`); no model is asked in a decision."
     yield ""
     yield from _words()
-    banking, clinc = _workload(data, "banking77"), _workload(data, "clinc150")
     yield from _table(data, peers_python)
     yield from _faq(data)
-    yield from _streams(banking, clinc, resamples)
-    yield from _refusals(data, banking)
-    yield from _known_truth(logs)
+    yield from _streams(data, resamples, each)
+    yield from _refusals(data, streams.load("banking77", data))
+    yield from _known_truth(logs, each)
     yield from _speed()
 
 
@@ -50,17 +52,12 @@ def _words() -> Iterator[str]:
     yield ""
 
 
-def _workload(data: Path, name: str) -> Workload:
-    requests: list[Request] = getattr(datasets, name)(data)
-    vectors = embed([request.prompt for request in requests], name=name)
-    return Workload(name, requests, vectors)
-
-
 def _table(data: Path, peers_python: Path | None) -> Iterator[str]:
     pairs = datasets.qqp(data)
     policy = table.calibrated(pairs[::2], "qqp-even", max_wrong=_PAIRS_MAX_WRONG)
     sets = {
         "traps": ("Near-identical prompts", datasets.traps(data)),
+        "fresh": ("Pairs written after the guards were, in other domains", datasets.fresh()),
         "qqp-odd": ("Question pairs of Quora, whose labels are noisy", pairs[1::2]),
     }
     yield "## Served, and traps served"
@@ -103,7 +100,7 @@ def _faq(data: Path) -> Iterator[str]:
     yield ""
 
 
-def _streams(banking: Workload, clinc: Workload, resamples: int) -> Iterator[str]:
+def _streams(data: Path, resamples: int, each: Each) -> Iterator[str]:
     yield "## Calibrated at 1 % wrong hits per request"
     yield ""
     yield "A random order of the data set is a stream. `calibrate` sees its first half. Then the"
@@ -118,11 +115,11 @@ def _streams(banking: Workload, clinc: Workload, resamples: int) -> Iterator[str
         " bound broken |"
     )
     yield "|---" * 9 + "|"
-    for workload in (banking, clinc):
+    for name in ("banking77", "clinc150"):
         seeds = range(_FIRST_SEED, _FIRST_SEED + resamples)
-        halves = list(streams.calibrated_halves(workload, seeds))
-        _, best = streams.best_fixed_threshold(workload, _FIRST_SEED)
-        yield _stream_row(workload.name, best, halves)
+        halves = list(each(partial(streams.calibrated_half, name=name, data=data), seeds))
+        _, best = streams.best_fixed_threshold(streams.load(name, data), _FIRST_SEED)
+        yield _stream_row(name, best, halves)
     yield ""
 
 
@@ -154,7 +151,7 @@ def _refusals(data: Path, banking: Workload) -> Iterator[str]:
     yield ""
 
 
-def _known_truth(logs: int) -> Iterator[str]:
+def _known_truth(logs: int, each: Each) -> Iterator[str]:
     yield f"## Where the truth is known: {logs:,} synthetic logs of each kind"
     yield ""
     yield f"At {known_truth.MAX_WRONG:.0%} and {known_truth.CONFIDENCE:.0%} confidence. Broken are"
@@ -165,7 +162,7 @@ def _known_truth(logs: int) -> Iterator[str]:
     yield "|---|---|---|---|---|---|"
     for measure in (known_truth.pairs, known_truth.streams):
         for basis in ("hits", "requests"):
-            known = measure(logs, basis=basis)
+            known = measure(logs, basis=basis, each=each)
             yield (
                 f"| {known.kind} | {basis} | {known.certified:,} of {known.logs:,} |"
                 f" {known.hit_rate:.1%} | {known.broken} | {known.allowed} |"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 
+from benchmarks.correctness import datasets
 from benchmarks.correctness.datasets import Request
-from benchmarks.correctness.vectors import Vectors
+from benchmarks.correctness.vectors import Vectors, embed
 from llm_cache import LocalEmbedder
 from llm_cache._core.bounds import lower_bound
 from llm_cache._core.hit_policy import CalibratedPolicy, ThresholdPolicy, Verdict
@@ -111,15 +114,23 @@ class Workload:
         )
 
 
-def calibrated_halves(workload: Workload, seeds: Sequence[int]) -> Iterator[Half | None]:
-    """Yield the second half of each permutation, as the policy of its first half serves it."""
-    for seed in seeds:
-        order, stream = workload.stream(seed)
-        policy = workload.calibrated(order)
-        if policy is None:
-            yield None
-        else:
-            yield workload.second_half(order, stream, acceptance(policy))
+@cache
+def load(name: str, data: Path) -> Workload:
+    """Return the data set *name* of the folder *data* as a workload."""
+    requests: list[Request] = getattr(datasets, name)(data)
+    vectors = embed([request.prompt for request in requests], name=name)
+    return Workload(name, requests, vectors)
+
+
+def calibrated_half(seed: int, *, name: str, data: Path) -> Half | None:
+    """Return the second half of a permutation, as the policy of its first half serves it.
+
+    `None` where `calibrate` refuses the first half.
+    """
+    workload = load(name, data)
+    order, stream = workload.stream(seed)
+    policy = workload.calibrated(order)
+    return None if policy is None else workload.second_half(order, stream, acceptance(policy))
 
 
 def best_fixed_threshold(workload: Workload, seed: int) -> tuple[float, Half]:

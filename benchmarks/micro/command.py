@@ -11,6 +11,7 @@ from pathlib import Path
 
 from benchmarks.micro import (
     concurrent,
+    encryption,
     exact,
     growth,
     hooks,
@@ -42,7 +43,19 @@ from llm_cache import CacheConfig, LLMCache, LocalEmbedder
 REGISTRY: dict[str, Micro] = {
     module.BENCHMARK.name: module.BENCHMARK
     for module in (
-        *(exact, hooks, concurrent, semantic, store, memory, imports, recall, stream, lag),
+        *(
+            exact,
+            hooks,
+            encryption,
+            concurrent,
+            semantic,
+            store,
+            memory,
+            imports,
+            recall,
+            stream,
+            lag,
+        ),
         *(line, peers, plans, variants, salting, growth),
     )
 }

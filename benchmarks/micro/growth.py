@@ -99,6 +99,7 @@ async def _grow(
         guards=False,
         similarity_threshold=_THRESHOLD,
         redis_timeout_s=120,
+        added_latency_budget_s=120,
         ttl_s=4 * 3600,
     )
     grown = _Grown(mode)

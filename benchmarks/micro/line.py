@@ -30,7 +30,9 @@ async def run(settings: Settings) -> list[Row]:
     given = await material.load(settings)
     count = 1_000 if settings.quick else _ENTRIES
     texts = given.stored.part(np.arange(count))
-    config = CacheConfig(namespace=f"bench.line.{time.time_ns()}", redis_timeout_s=60)
+    config = CacheConfig(
+        namespace=f"bench.line.{time.time_ns()}", redis_timeout_s=60, added_latency_budget_s=60
+    )
     async with LLMCache(settings.url, embedder=GivenVectors(384), config=config) as cache:
         await fill(cache, [Scope("You answer for a shop.", texts, texts.vectors)])
         commands = await _commands(cache, given)

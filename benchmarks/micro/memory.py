@@ -44,7 +44,9 @@ async def _measure(settings: Settings, given: Material, dimensions: int, size: i
     rng = np.random.default_rng(settings.seed)
     rows = rng.choice(len(given.stored.texts), count, replace=False)
     answers = list(material.answers(given.stored, count, size, rng))
-    config = CacheConfig(namespace=f"bench.memory.{time.time_ns()}", redis_timeout_s=60)
+    config = CacheConfig(
+        namespace=f"bench.memory.{time.time_ns()}", redis_timeout_s=60, added_latency_budget_s=60
+    )
     embedder = GivenVectors(dimensions)
     async with LLMCache(settings.url, embedder=embedder, config=config) as cache:
         bare = redis.Redis.from_url(cache.redis_url)

@@ -54,7 +54,11 @@ async def run(settings: Settings) -> list[Row]:
     work = await _work(settings)
     rows: list[Row] = []
     async with reachable(settings.url) as url, ScriptedUpstream() as upstream:
-        config = CacheConfig(namespace=f"bench.peers.{time.time_ns()}", redis_timeout_s=60)
+        config = CacheConfig(
+            namespace=f"bench.peers.{time.time_ns()}",
+            redis_timeout_s=60,
+            added_latency_budget_s=60,
+        )
         async with LLMCache(
             url, client=upstream.client(), embedder=GivenVectors(_DIMENSIONS), config=config
         ) as cache:

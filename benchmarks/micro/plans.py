@@ -45,7 +45,10 @@ async def _measure(settings: Settings, given: material.Material, dimensions: int
     sizes = [size // 10 for size in _SIZES] if settings.quick else _SIZES
     scopes = [_scope(given, size, which, rng) for size in sizes for which in range(_SCOPES)]
     config = CacheConfig(
-        namespace=f"bench.plans.{time.time_ns()}", guards=False, redis_timeout_s=60
+        namespace=f"bench.plans.{time.time_ns()}",
+        guards=False,
+        redis_timeout_s=60,
+        added_latency_budget_s=60,
     )
     embedder = GivenVectors(dimensions)
     async with LLMCache(settings.url, embedder=embedder, config=config) as cache:

@@ -140,7 +140,11 @@ async def _measure(
     scopes = list(scopes_of(layout, given, settings))
     queries = list(_queries(scopes, given, settings))
     config = CacheConfig(
-        namespace=f"bench.semantic.{time.time_ns()}", guards=False, ttl_s=3600, redis_timeout_s=60
+        namespace=f"bench.semantic.{time.time_ns()}",
+        guards=False,
+        ttl_s=3600,
+        redis_timeout_s=60,
+        added_latency_budget_s=60,
     )
     embedder = GivenVectors(dimensions)
     async with LLMCache(settings.url, embedder=embedder, config=config) as cache:

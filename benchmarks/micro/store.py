@@ -40,7 +40,9 @@ async def _measure(settings: Settings, texts: material.Texts, dimensions: int) -
     blocks = 2 if settings.quick else _BLOCKS
     picks = rng.choice(len(texts.texts), blocks * _BLOCK, replace=False)
     answers = list(material.answers(texts, len(picks), 500, rng))
-    config = CacheConfig(namespace=f"bench.store.{time.time_ns()}", redis_timeout_s=60)
+    config = CacheConfig(
+        namespace=f"bench.store.{time.time_ns()}", redis_timeout_s=60, added_latency_budget_s=60
+    )
     embedder = GivenVectors(dimensions)
     # Two servers, so that neither index is searched by the inserts of the other.
     async with (

@@ -136,7 +136,9 @@ async def run(settings: Settings) -> list[Row]:
 async def _measure(settings: Settings, given: Material, dimensions: int, variant: _Variant) -> Row:
     about: Row = {"dimensions": dimensions, "variant": variant.name}
     # The cache starts the server, and says what it would send.
-    config = CacheConfig(namespace=f"bench.variants.{time.time_ns()}", redis_timeout_s=60)
+    config = CacheConfig(
+        namespace=f"bench.variants.{time.time_ns()}", redis_timeout_s=60, added_latency_budget_s=60
+    )
     embedder = GivenVectors(dimensions)
     async with LLMCache(settings.url, embedder=embedder, config=config) as cache:
         bare = redis.Redis.from_url(cache.redis_url, protocol=2)

@@ -217,6 +217,7 @@ class _Run:
             semantic=policy.semantic,
             # What is counted here is no latency, and a busy machine shall not change it.
             redis_timeout_s=10.0,
+            added_latency_budget_s=10.0,
             embed_timeout_s=30.0,
         )
         self._cache = replayer.make_cache(

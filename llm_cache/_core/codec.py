@@ -1,7 +1,7 @@
 """`Entry` ⇄ bytes. Versioned, data only: a fixed header, then two pieces of JSON.
 
     bytes 0      version of this format, `0x02`
-    byte  1      flags: 1 for an alias; 2 and 4 for how the answer is packed
+    byte  1      flags: 1 for an alias; 2 and 4 for how the answer is packed; 8 if it is encrypted
     bytes 2-5    CRC-32 of all that follows, begun with the key's digest, the version and the flags
     bytes 6-13   when the answer was stored, Unix seconds, float64
     bytes 14-21  until when it is fresh, Unix seconds, float64
@@ -14,6 +14,10 @@
 All numbers are little-endian. The checksum ties the bytes to their key: what was changed on the
 way, or arrives under another key, is not an entry. So a look-up reads the header and no more; the
 JSON behind it is parsed when somebody asks for it.
+
+Who has a cipher reads encrypted entries alone, and decrypts them at once: what stands before the
+answer (but for the checksum) and the digest are authenticated with it. The details stay readable,
+because the sweep has to know whose an answer is from its first bytes.
 """
 
 from __future__ import annotations
@@ -26,13 +30,16 @@ from zlib import crc32
 
 from llm_cache._core import packing
 from llm_cache._core.counts import Tokens, tokens_of
+from llm_cache._core.encryption import Cipher, UnknownKey
 from llm_cache._core.types import Entry, Json
 from llm_cache.errors import CorruptEntry
 
 _VERSION = 2
 _ALIAS = 1
 _PACKED_SHIFT = 1
-_KNOWN_FLAGS = _ALIAS | 6
+_PACKED = 6
+_ENCRYPTED = 8
+_KNOWN_FLAGS = _ALIAS | _PACKED
 _HEADER = Struct("<BBIdd16sIIIH")
 _CHECKED = Struct("<dd16sIIIH")
 _CHECKED_AT = 6
@@ -41,6 +48,10 @@ _MOST_DETAILS_BYTES = 2**16 - 1
 _ALIAS_BYTES = 128
 """What the details of an alias have more than those of its origin, at most."""
 HEADER_BYTES = _HEADER.size
+MOST_BYTES = 64 * 1024 * 1024
+"""No entry takes more, as it is stored; longer ones are not read."""
+_MOST_NESTING = 200
+"""Lists and objects within each other in an answer: what a reader's stack has room for."""
 
 _SHORT = {
     "model": "m",
@@ -71,6 +82,7 @@ class Sealed:
         "_about",
         "_answer",
         "_blob",
+        "_body",
         "_details_bytes",
         "_tokens",
         "created_s",
@@ -79,7 +91,7 @@ class Sealed:
         "stamp",
     )
 
-    def __init__(self, blob: bytes, header: tuple[Any, ...]) -> None:
+    def __init__(self, blob: bytes, header: tuple[Any, ...], body: bytes | None = None) -> None:
         (
             _,
             flags,
@@ -91,6 +103,7 @@ class Sealed:
             self._details_bytes,
         ) = header
         self._blob = blob
+        self._body = body
         self.stamp: str = stamp.hex()
         self.is_alias = flags & _ALIAS != 0
         self._answer: Json = _UNREAD
@@ -113,10 +126,12 @@ class Sealed:
             CorruptEntry: the bytes are as they were written, and yet no entry.
         """
         if self._answer is _UNREAD:
-            blob, begin = self._blob, _HEADER.size + self._details_bytes
+            blob, body = self._blob, self._body
+            if body is None:
+                body = blob[_HEADER.size + self._details_bytes :]
             try:
-                body = packing.unpack(blob[1] >> _PACKED_SHIFT, blob[begin:])
-                self._answer = _decoder.decode(body.decode())
+                plain = packing.unpack((blob[1] & _PACKED) >> _PACKED_SHIFT, body)
+                self._answer = _parse(plain)
             except (ValueError, RecursionError) as error:
                 raise CorruptEntry(_UNREADABLE) from error
         return self._answer
@@ -149,21 +164,26 @@ class Sealed:
         return replace(self.about, answer=self.answer)
 
 
-def encode_entry(entry: Entry, digest: str, *, compress: bool = True) -> bytes:
+def encode_entry(
+    entry: Entry, digest: str, *, compress: bool = True, cipher: Cipher | None = None
+) -> bytes:
     """Return the bytes to store *entry* under the key of *digest*.
 
     Raises:
-        ValueError, TypeError: the answer is not JSON.
-        OverflowError: the details (tenant, tags, …) take more than 64 KiB.
+        ValueError, TypeError: the answer is not JSON, or its lists and objects are nested too
+            deeply.
+        OverflowError: the details (tenant, tags, …) take more than 64 KiB, or all of it more than
+            64 MiB.
     """
     details = {name: value for name in _SHORT if (value := getattr(entry, name)) not in (None, ())}
     details = {_SHORT[name]: value for name, value in details.items()}
     head = _encoder.encode(details).encode()
     if len(head) > _MOST_DETAILS_BYTES - (_ALIAS_BYTES if entry.origin is None else 0):
         raise OverflowError("tenant, tags and dependencies take more than 64 KiB together")
-    body = _encoder.encode(entry.answer).encode()
+    body = _written(entry.answer).encode()
     packed, body = packing.pack(body) if compress else (packing.PLAIN, body)
     flags = packed << _PACKED_SHIFT | (_ALIAS if entry.origin is not None else 0)
+    flags |= 0 if cipher is None else _ENCRYPTED
     checked = _CHECKED.pack(
         entry.created_s,
         entry.fresh_until_s,
@@ -171,32 +191,57 @@ def encode_entry(entry: Entry, digest: str, *, compress: bool = True) -> bytes:
         *(_NOT_SAID if count is None else count for count in tokens_of(entry.answer)),
         len(head),
     )
-    rest = b"".join((checked, head, body))
     start = bytes((_VERSION, flags))
+    if cipher is not None:
+        body = cipher.encrypt(body, *_bound(start, checked + head, digest))
+    rest = b"".join((checked, head, body))
+    if len(rest) > MOST_BYTES - _CHECKED_AT:
+        raise OverflowError("an answer takes more than 64 MiB")
     return b"".join((start, _checksum(start, rest, digest).to_bytes(4, "little"), rest))
 
 
-def open_sealed(blob: bytes, digest: str) -> Sealed | None:
+def open_sealed(blob: bytes, digest: str, cipher: Cipher | None = None) -> Sealed | None:
     """Return the entry in *blob*, which was read from the key of *digest*, without parsing it.
 
-    `None` for an entry of another version of this format, or packed in a way that is not known
-    here: another worker can read it.
+    `None` for an entry of another version of this format, packed in a way that is not known here,
+    or encrypted under a key that is not here: another worker can read it. With a *cipher*, `None`
+    for one that is not encrypted, too: anybody who can write to Redis may have made it.
 
     Raises:
         CorruptEntry: *blob* is not an entry, or was written under another key.
     """
-    if len(blob) < _HEADER.size:
+    size = len(blob)
+    if size < _HEADER.size:
         raise CorruptEntry("a stored answer is too short to be an entry")
+    if size > MOST_BYTES:
+        raise CorruptEntry("a stored answer is too long to be an entry")
     header = _HEADER.unpack_from(blob)
+    flags = header[1]
+    if cipher is not None:
+        # The one difference that is wanted is taken out; who has no cipher knows no such flag.
+        flags ^= _ENCRYPTED
     if (
         header[0] != _VERSION
-        or header[1] & ~_KNOWN_FLAGS
-        or not packing.can_unpack(header[1] >> _PACKED_SHIFT)
+        or flags & ~_KNOWN_FLAGS
+        or not packing.can_unpack(flags >> _PACKED_SHIFT)
     ):
         return None
     if _checksum(blob[:2], memoryview(blob)[_CHECKED_AT:], digest) != header[2]:
         raise CorruptEntry("a stored answer was changed, or belongs to another key")
-    return Sealed(blob, header)
+    if cipher is None and flags <= _ALIAS:
+        return Sealed(blob, header)
+    begin = _HEADER.size + header[-1]
+    body = blob[begin:]
+    if cipher is not None:
+        try:
+            body = cipher.decrypt(body, *_bound(blob[:2], blob[_CHECKED_AT:begin], digest))
+        except UnknownKey:
+            return None
+        except ValueError as error:
+            raise CorruptEntry(f"a stored answer {error}") from None
+    if flags > _ALIAS and not packing.is_bounded(flags >> _PACKED_SHIFT, body):
+        raise CorruptEntry("a packed answer does not tell its size, or is too large")
+    return Sealed(blob, header, body)
 
 
 def peek(start: bytes) -> Sealed | None:
@@ -212,10 +257,46 @@ def peek(start: bytes) -> Sealed | None:
     return Sealed(start, header) if header[0] == _VERSION and is_whole else None
 
 
-def decode_entry(blob: bytes, digest: str) -> Entry | None:
+def decode_entry(blob: bytes, digest: str, cipher: Cipher | None = None) -> Entry | None:
     """Return what `open_sealed` does, read to its end. Raises as it and `Sealed.open` do."""
-    sealed = open_sealed(blob, digest)
+    sealed = open_sealed(blob, digest, cipher)
     return None if sealed is None else sealed.open()
+
+
+def _bound(start: bytes, details: bytes, digest: str) -> tuple[bytes, ...]:
+    """Return what an encrypted answer belongs to: its key, and all that is said of it."""
+    return b"answer", digest.encode(), start, details
+
+
+def _written(answer: Json) -> str:
+    """Return *answer* as JSON that every reader has the stack for."""
+    try:
+        text = _encoder.encode(answer)
+    except RecursionError:
+        raise ValueError("an answer is nested too deeply") from None
+    # Seldom are there so many brackets that it is worth while to look how deep they go.
+    if text.count("[") + text.count("{") > _MOST_NESTING and _is_deep(answer):
+        raise ValueError("an answer is nested too deeply")
+    return text
+
+
+def _is_deep(answer: Json) -> bool:
+    level = [answer]
+    for _ in range(_MOST_NESTING):
+        lists = [item.values() if isinstance(item, dict) else item for item in level]
+        level = [it for items in lists for it in items if isinstance(it, dict | list | tuple)]
+        if not level:
+            return False
+    return True
+
+
+def _parse(body: bytes) -> Json:
+    # `decode` would look for white space around it, which takes as long as a short answer.
+    text = body.decode()
+    answer, end = _decoder.raw_decode(text)
+    if end != len(text):
+        raise ValueError("there is something behind the answer")
+    return answer
 
 
 def _checksum(start: bytes, rest: bytes | memoryview, digest: str) -> int:

@@ -4,20 +4,21 @@ Embeddings put "from London to Paris" beside "from Paris to London". What differ
 prompts is a few words, so these guards look at the words. A guard objects or has nothing to say:
 that none objects does not mean that two prompts ask the same.
 
-`analyse` each prompt once, then `compare` it with each candidate. The words are those of English,
-from the lists in `llm_cache/_data/guards`; in other languages numbers, names and words that stand
-in the place of another still count, opposites do not: `Comparison.is_listed` says so.
+`analyse` each prompt once, then `compare` it with each candidate. The words are those of the lists
+in `llm_cache/_data/guards`. Only English has all of them, which `Comparison.is_listed` says;
+German, French and Spanish have negations, numbers, times and the commonest opposites. In others,
+numbers in digits, names and words that stand in the place of another still count.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from llm_cache._core.lexicon import load
-from llm_cache._core.signature import Signature, analyse, pack, unpack
+from llm_cache._core.lexicon import languages, load
+from llm_cache._core.signature import Signature, analyse, pack, translated, unpack, veil
 
 __all__ = [
     "REASONS",
@@ -35,7 +36,8 @@ __all__ = [
 
 def prepare() -> None:
     """Read the word lists, which the first call would do otherwise. Takes 20 ms or more."""
-    load()
+    for language in languages():
+        load(language)
 
 
 def objection(new: str, cached: str) -> str | None:
@@ -64,11 +66,13 @@ class Comparison:
     length_ratio: float
     """Words of the shorter prompt by those of the longer, up to 1."""
     is_listed: bool
-    """Whether there are word lists for their language. Where not, opposites go unseen."""
+    """Whether there are all word lists for their language. Where not, opposites go unseen."""
 
 
 def compare(new: Signature, cached: Signature) -> Comparison:
     """Return what the words of two prompts say; takes about 10 µs."""
+    if cached.is_veiled:
+        cached = _unveiled(cached, new)
     difference = _difference(new, cached)
     longer = max(len(new.tokens), len(cached.tokens))
     return Comparison(
@@ -80,12 +84,32 @@ def compare(new: Signature, cached: Signature) -> Comparison:
     )
 
 
+def _unveiled(veiled: Signature, new: Signature) -> Signature:
+    """Return *veiled* with the words of *new*, and those opposed to them, for their hashes."""
+    known = {veil(word): word for word in (*new.tokens, *new.numbers)}
+    there = frozenset(veiled.tokens)
+    hidden = {token for token in there - known.keys() if "?" in token}
+    if hidden:
+        own = [known[token] for token in known.keys() - there if known[token].islower()]
+        opposed = {veil(word): word for other in own for word in _relatives(other) if word}
+        known.update((token, word) for token, word in opposed.items() if token in hidden)
+    return translated(veiled, known)
+
+
+def _relatives(word: str) -> Iterator[str]:
+    """Yield the words that the guard of antonyms would find opposed to *word* by their letters."""
+    yield from _opposites(word)
+    yield from [prefix + word for prefix in _PREFIXES]
+
+
 def _first_objection(new: Signature, cached: Signature, difference: _Difference) -> str | None:
     if new.tokens == cached.tokens and new.unread == cached.unread:
         return None
     for name, objects in _GUARDS:
         if objects(new, cached, difference):
             return name
+    if _substituted(new, cached, difference):
+        return _CONSTRAINT if _governed(new, cached, difference) else _RELATION
     return None
 
 
@@ -105,7 +129,7 @@ def _difference(new: Signature, cached: Signature) -> _Difference:
     if only_new and only_cached:
         only_new, only_cached = _spelled_out(only_new, only_cached, new.names, cached)
         only_cached, only_new = _spelled_out(only_cached, only_new, cached.names, new)
-    weak = load().weak
+    weak = new.lists.weak
     return _Difference(
         only_new,
         only_cached,
@@ -152,7 +176,7 @@ def _language(new: Signature, cached: Signature, _: _Difference) -> bool:
 def _numbers(new: Signature, cached: Signature, difference: _Difference) -> bool:
     if new.numbers != cached.numbers and _count_apart(new.numbers, cached.numbers):
         return True
-    return _times_apart(difference) or _units_apart(difference)
+    return _times_apart(difference) or _units_apart(new, difference)
 
 
 def _count_apart(new: Sequence[str], cached: Sequence[str]) -> bool:
@@ -181,8 +205,8 @@ def _times_apart(difference: _Difference) -> bool:
     return bool(new and cached) or any(time[0] == "@" for time in (*new, *cached))
 
 
-def _units_apart(difference: _Difference) -> bool:
-    units = load().units
+def _units_apart(new: Signature, difference: _Difference) -> bool:
+    units = new.lists.units
     return not units.isdisjoint(difference.new) and not units.isdisjoint(difference.cached)
 
 
@@ -195,7 +219,7 @@ def _negation(new: Signature, cached: Signature, difference: _Difference) -> boo
     if new.negations and cached.negations:
         return (new.negations - cached.negations) % 2 == 1
     affirmative = difference.cached if new.negations else difference.new
-    return load().failures.isdisjoint(affirmative)
+    return new.lists.failures.isdisjoint(affirmative)
 
 
 # With one of these a word turns into its opposite; the stem of "-less" ends in a single s.
@@ -221,21 +245,31 @@ _OPPOSITE_PREFIXES: Final = (
     ("pro", "anti"),
     ("step", "grand"),
 )
-_COUNTERPARTS: Final = (*_OPPOSITE_PREFIXES, *((b, a) for a, b in _OPPOSITE_PREFIXES))
-_COUNTER_PREFIXES: Final = tuple(prefix for prefix, _ in _COUNTERPARTS)
+# What may stand in the place of each of them; the first prefixes fall away.
+_INSTEAD: Final[Mapping[str, Sequence[str]]] = {
+    prefix: [
+        *([""] if prefix in _PREFIXES else []),
+        *[b for a, b in _OPPOSITE_PREFIXES if a == prefix],
+        *[a for a, b in _OPPOSITE_PREFIXES if b == prefix],
+    ]
+    for prefix in (*_PREFIXES, *[prefix for pair in _OPPOSITE_PREFIXES for prefix in pair])
+}
+_PREFIX_SIZES: Final = tuple(sorted({len(prefix) for prefix in _INSTEAD}))
+_TURNING: Final = tuple(_INSTEAD)
+_SUFFIXES: Final = ("ful", "les")
 
 
-def _antonyms(_: Signature, __: Signature, difference: _Difference) -> bool:
+def _antonyms(text: Signature, _: Signature, difference: _Difference) -> bool:
     new, cached = difference.new, difference.cached
     if not new or not cached:
         return False
-    if _opposed(load().antonyms, new, cached) or _counterparts(new, cached):
+    if _opposed(text.lists.antonyms, new, cached):
         return True
-    if _prefixed(new, cached) or _prefixed(cached, new):
+    if _turned_round(new, cached) or _turned_round(cached, new):
         return True
     # Particles are too common to mean anything unless nothing else differs.
     only_function_words = all(token.isupper() for token in (*new, *cached))
-    return only_function_words and _opposed(load().particles, new, cached)
+    return only_function_words and _opposed(text.lists.particles, new, cached)
 
 
 def _opposed(
@@ -250,27 +284,26 @@ def _opposed(
     return False
 
 
-def _prefixed(words: Iterable[str], others: frozenset[str]) -> bool:
-    return any(
-        word.removeprefix(prefix) in others
-        for word in words
-        if word.startswith(_PREFIXES)
-        for prefix in _PREFIXES
-    )
-
-
-def _counterparts(words: Iterable[str], others: frozenset[str]) -> bool:
-    """Whether a word and another differ only in "up-" and "down-", "-ful" and "-less"."""
+def _turned_round(words: Iterable[str], others: frozenset[str]) -> bool:
+    """Whether a word is another without its "un-", or with "up-" for its "down-"."""
     for word in words:
-        if word.startswith(_COUNTER_PREFIXES):
-            for this, that in _COUNTERPARTS:
-                if word.startswith(this) and that + word[len(this) :] in others:
+        if word.startswith(_TURNING) or word.endswith(_SUFFIXES):
+            for opposite in _opposites(word):
+                if opposite in others:
                     return True
-        if word.endswith("ful") and f"{word[:-3]}les" in others:
-            return True
-        if word.endswith("les") and f"{word[:-3]}ful" in others:
-            return True
     return False
+
+
+def _opposites(word: str) -> list[str]:
+    """Return what *word* becomes when its first or last letters are turned round."""
+    found = [
+        instead + word[size:]
+        for size in _PREFIX_SIZES
+        for instead in _INSTEAD.get(word[:size], ())
+    ]
+    if word.endswith(_SUFFIXES):
+        found.append(word[:-3] + _SUFFIXES[word.endswith(_SUFFIXES[0])])
+    return found
 
 
 # -- names
@@ -294,7 +327,7 @@ _ACTIVE: Final = frozenset(("DO", "DID"))
 def _order(new: Signature, cached: Signature, difference: _Difference) -> bool:
     if new.roles != cached.roles and _turned(new.roles ^ cached.roles, new, cached):
         return True
-    lexicon = load()
+    lexicon = new.lists
     exchanged = new.roles != cached.roles and _objects_exchanged(new, cached)
     # Only then can the same words stand in another order.
     if lexicon.auxiliaries.issuperset((difference.new | difference.cached) - {"BY"}):
@@ -319,7 +352,7 @@ def _turned(apart: frozenset[tuple[str, str]], new: Signature, cached: Signature
 
 def _objects_exchanged(new: Signature, cached: Signature) -> bool:
     """Whether a preposition governs two words of both prompts the other way round."""
-    directed = load().directed
+    directed = new.lists.directed
     for role, word in new.roles - cached.roles:
         if role in directed and word in cached.tokens:
             for other, object_ in cached.roles - new.roles:
@@ -380,7 +413,7 @@ def _meaningful(text: Signature) -> list[str]:
 
 
 def _bones(text: Signature) -> list[str]:
-    auxiliaries = load().auxiliaries
+    auxiliaries = text.lists.auxiliaries
     return [token for token in text.tokens if token not in auxiliaries]
 
 
@@ -400,7 +433,7 @@ def _middles(a: Sequence[str], b: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _constraint(new: Signature, cached: Signature, difference: _Difference) -> bool:
-    restrictions = load().restrictions
+    restrictions = new.lists.restrictions
     if not restrictions.isdisjoint(difference.new | difference.cached):
         return True
     if difference.new_content and difference.cached_content:
@@ -448,20 +481,22 @@ def _asks(new: Signature, cached: Signature, difference: _Difference) -> bool:
 
 
 def _governed(new: Signature, cached: Signature, difference: _Difference) -> bool:
-    """Whether the prompts are equal but for the object of an "in", "for" or "with"."""
-    if not _substituted(new, cached, difference):
-        return False
+    """Whether what differs is the object of an "in", "for" or "with"."""
     roles = {role for role, word in new.roles if word in difference.new} - {"OF"}
     return any(role in roles and word in difference.cached for role, word in cached.roles)
 
 
+# How many words may stand together in the place of others: "desktop computer" for "laptop".
+_PHRASE: Final = 2
+
+
 def _substituted(new: Signature, cached: Signature, difference: _Difference) -> bool:
-    """Whether the prompts are equal but for a word that says what is asked.
+    """Whether the prompts are equal but for a word or two that say what is asked.
 
     Of more words only when each stands exactly in the place of another.
     """
     content, other = difference.new_content, difference.cached_content
-    if len(content) == len(other) == 1:
+    if 0 < len(content) <= _PHRASE and 0 < len(other) <= _PHRASE:
         a, b = _middles(_bones(new), _bones(cached))
         if content.issuperset(a) and other.issuperset(b):
             return True
@@ -471,11 +506,13 @@ def _substituted(new: Signature, cached: Signature, difference: _Difference) -> 
     apart = [(a, b) for a, b in pairs if a != b]
     if all(a in content and b in other for a, b in apart):
         return True
-    return len(apart) == 1 and load().verbs.union(content, other).issuperset(apart[0])
+    return len(apart) == 1 and new.lists.verbs.union(content, other).issuperset(apart[0])
 
 
+_CONSTRAINT: Final = "constraint"
+_RELATION: Final = "relation"
 _Guard = Callable[[Signature, Signature, _Difference], bool]
-# In the order in which they are asked: the most telling reason first.
+# In the order in which they are asked, the most telling reason first; last comes `_substituted`.
 _GUARDS: Final[tuple[tuple[str, _Guard], ...]] = (
     ("length", _length),
     ("language", _language),
@@ -486,12 +523,10 @@ _GUARDS: Final[tuple[tuple[str, _Guard], ...]] = (
     ("antonyms", _antonyms),
     ("names", _names),
     ("order", _order),
-    ("constraint", _constraint),
-    ("relation", _asks),
-    ("constraint", _governed),
-    ("relation", _substituted),
+    (_CONSTRAINT, _constraint),
+    (_RELATION, _asks),
 )
-VERSION: Final = 1
+VERSION: Final = 2
 """Grows when guards object to other pairs than before: policies that weigh them are then void."""
 
 REASONS: Final = tuple(dict.fromkeys(name for name, _ in _GUARDS))

@@ -67,9 +67,10 @@ class Scope:
         """
         # What all requests of the scope begin with is hashed once.
         ended = self._begun.copy()
-        ended.update(_framed(normalized.encode()))
-        encoded: bytes = b2a_base64(ended.digest()[:_DIGEST_BYTES], newline=False)
-        return encoded.decode().replace("+", "-").replace("/", "_")
+        encoded = normalized.encode()
+        ended.update(b"%d:%b" % (len(encoded), encoded))
+        digest: str = b2a_base64(ended.digest()[:_DIGEST_BYTES], newline=False).decode()
+        return digest.replace("+", "-").replace("/", "_")
 
 
 def tenant_id(tenant: str | None, secret: str | None) -> str | None:
@@ -154,6 +155,10 @@ class Keys:
     def entry_prefix(self, space: str) -> str:
         """Return what all keys of semantic entries of one vector space begin with."""
         return f"{self.namespace}:s:{space}:"
+
+    def entry_space(self, entry_key: str) -> str:
+        """Return the vector space of the semantic entry *entry_key*, a key of this namespace."""
+        return entry_key.removeprefix(self.entry_prefix("")[:-1]).partition(":")[0]
 
     @property
     def entry_pattern(self) -> str:

@@ -1,7 +1,7 @@
 """The word lists behind the guards, loaded once per language when first asked for.
 
 The lists are data (`llm_cache/_data/guards/<language>/*.txt`): one entry a line, `#` and a blank
-start a comment. Another language is another folder.
+start a comment. Another language is another folder, with as many of the lists as there are.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from types import MappingProxyType
 from typing import Final
@@ -41,6 +41,7 @@ Phrases = Mapping[str, tuple[Phrase, ...]]
 # Kind and canonical form of a word, and what begins with it.
 Entry = tuple[Kind, str, Phrases]
 NO_PHRASES: Final[Phrases] = MappingProxyType({})
+_FOLDER: Final = files("llm_cache") / "_data" / "guards"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,12 @@ class Lexicon:
         if canonical in self.weak:
             return Kind.WEAK, canonical, NO_PHRASES
         return (Kind.NAME if canonical in self.names else Kind.CONTENT), canonical, NO_PHRASES
+
+
+@cache
+def languages() -> frozenset[str]:
+    """Return the languages that have lists, as ISO 639-1 codes."""
+    return frozenset(folder.name for folder in _FOLDER.iterdir() if folder.is_dir())
 
 
 @cache
@@ -126,11 +133,12 @@ _ENDINGS: Final = (
 _LAST_LETTERS: Final = frozenset(ending[-1] for ending, _, _ in _ENDINGS)
 
 
+@lru_cache(maxsize=16_384)
 def stem(word: str) -> str:
     """Fold the regular inflections and the British spellings of an English word into one key.
 
     The key is for comparing, not for showing. Endings that change the meaning (-er, -able, -less)
-    stay.
+    stay. The latest words are remembered: those of one service recur.
     """
     if not 3 < len(word) <= _LONGEST_WORD or word in _UNINFLECTED:
         return word
@@ -185,7 +193,8 @@ class _Loader:
     """Reads the files of one language, in the order in which they build on one another."""
 
     def __init__(self, language: str) -> None:
-        self._folder = files("llm_cache") / "_data" / "guards" / language
+        self._folder = _FOLDER / language
+        self._has = frozenset(file.name for file in self._folder.iterdir())
         self._lemmas = {word: row[0] for row in self._rows("forms") for word in row}
         self._classes: dict[str, str] = {}
         for name in ("names", "places", "units", "synonyms"):
@@ -247,6 +256,8 @@ class _Loader:
     # what stands in a file
 
     def _lines(self, name: str) -> Iterator[str]:
+        if f"{name}.txt" not in self._has:
+            return iter(())
         text = (self._folder / f"{name}.txt").read_text(encoding="utf-8")
         return (line for line in text.splitlines() if line and not line.startswith("# "))
 

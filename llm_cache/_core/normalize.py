@@ -167,11 +167,25 @@ def fold_text(text: str, normalization: Normalization) -> str:
     """
     if normalization is Normalization.VERBATIM:
         return text
+    if normalization is Normalization.WHITESPACE and _is_folded(text):
+        return text
     folded = text if text.isascii() else unicodedata.normalize("NFC", text)
     folded = folded.strip()
     if len(folded.splitlines()) == 1 and "`" not in folded and '"' not in folded:
         folded = " ".join(folded.split())
     return folded.casefold() if normalization is Normalization.CASEFOLD else folded
+
+
+def _is_folded(text: str) -> bool:
+    """Tell of most texts that they are folded already, in a fraction of the time that takes."""
+    return (
+        text.isascii()
+        # Of all white space only the blank is printable.
+        and text.isprintable()
+        and "  " not in text
+        and not text.startswith(" ")
+        and not text.endswith(" ")
+    )
 
 
 def _join(texts: list[str]) -> str:

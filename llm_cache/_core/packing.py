@@ -51,6 +51,18 @@ def pack(body: bytes) -> tuple[int, bytes]:
     return (ZSTD, packed) if len(packed) < len(body) else (PLAIN, body)
 
 
+def is_bounded(kind: int, packed: bytes) -> bool:
+    """Tell whether *packed* says what it unpacks to, and that is not too much: no bomb."""
+    if kind == PLAIN:
+        return True
+    zstd = _zstd()
+    try:
+        # The size that the frame tells is what would be allocated.
+        return 0 <= int(zstd.frame_content_size(packed)) <= _MOST_BYTES
+    except zstd.ZstdError:
+        return False
+
+
 def unpack(kind: int, packed: bytes) -> bytes:
     """Return what `pack` was given.
 
@@ -61,11 +73,10 @@ def unpack(kind: int, packed: bytes) -> bytes:
         return packed
     if not can_unpack(kind):
         raise ValueError(f"packing {kind} is not known here")
+    if not is_bounded(kind, packed):
+        raise ValueError("a packed answer does not tell its size, or is too large")
     zstd = _zstd()
     try:
-        # The size that the frame tells is what would be allocated.
-        if not 0 <= zstd.frame_content_size(packed) <= _MOST_BYTES:
-            raise ValueError("a packed answer does not tell its size, or is too large")
         body: bytes = _tools().decompressor.decompress(packed, allow_extra_data=False)
     except zstd.ZstdError as error:
         raise ValueError("a packed answer is damaged") from error

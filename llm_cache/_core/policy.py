@@ -40,6 +40,10 @@ class Refusal(StrEnum):
     """An answer that it was made from is no longer there."""
     ABANDONED = "abandoned"
     """Everybody had left the stream before its end."""
+    SHED = "shed"
+    """More answers than `store_queue_size` were waiting to be stored."""
+    BREAKER = "breaker"
+    """Redis kept failing, and was left alone."""
 
 
 _CUT = {"length": Refusal.LENGTH, "content_filter": Refusal.CONTENT_FILTER}

@@ -7,15 +7,15 @@ import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
 from hashlib import blake2b
 from typing import Final
 
-from llm_cache._core.lexicon import Kind, Lexicon, Phrase, load
+from llm_cache._core.lexicon import Kind, Lexicon, Phrase, languages, load
 
 LISTED_LANGUAGE: Final = "en"
-"""The one with word lists."""
+"""The one that has all the lists; others have some of them."""
 
 # No embedder compares longer prompts as a whole; what is behind must be equal to the letter.
 _READ_CHARS: Final = 16_384
@@ -50,16 +50,29 @@ class Signature:
     """Signs beyond ASCII that are no words, each once: emoji, arrows, mathematics."""
     language: str = LISTED_LANGUAGE
     """The language as far as its commonest words tell, or the script if it is not Latin."""
+    is_veiled: bool = False
+    """Whether hashes stand for the words that are in no list; each begins with `?`."""
 
     @property
     def is_listed(self) -> bool:
-        """Whether there are word lists for the language."""
+        """Whether there are all word lists for the language."""
         return self.language == LISTED_LANGUAGE
+
+    @property
+    def lists(self) -> Lexicon:
+        """The word lists that it was read with."""
+        return lists_of(self.language)
 
     @property
     def unread(self) -> tuple[bytes, bytes, str]:
         """What the tokens do not show."""
         return self.rest, self.code, self.symbols
+
+
+@cache
+def lists_of(language: str) -> Lexicon:
+    """Return the lists to read *language* with: English ones where it has none."""
+    return load(language if language in languages() else LISTED_LANGUAGE)
 
 
 def analyse(text: str, *, most_tokens: int = _READ_TOKENS) -> Signature:
@@ -68,15 +81,15 @@ def analyse(text: str, *, most_tokens: int = _READ_TOKENS) -> Signature:
     Takes time linear in its length (about 20 µs for a one-line question) and never raises.
     """
     written, unread = _tokens(text, most_tokens)
-    lexicon = load()
-    reader = _Reader(written, lexicon)
-    reader.read()
+    reader = _Reader(written)
+    language = _language(reader.lower, load(), is_ascii=text.isascii())
+    reader.read(lists_of(language))
     spans = _CODE.findall(text) if "`" in text else ()
     return reader.signature(
         unread,
         code=_digest("\x1f".join(spans)) if spans else b"",
         symbols="" if text.isascii() else _symbols(text),
-        language=_language(written, lexicon),
+        language=language,
     )
 
 
@@ -93,11 +106,14 @@ def pack(text: str) -> bytes:
 
     Short prompts keep all that the guards look at. Of a prompt too long for that only the first
     words are kept, and a digest of the rest: no other prompt with another rest passes the guards.
-    It holds the words of the prompt, so it is as confidential as the prompt is.
+
+    Hashes stand for numbers above 99 and for words that the packaged lists do not have: names of
+    people, identifiers, addresses, most nouns. Whoever reads the signature sees the others, and
+    can try words of his own on the hashes: it is no secret, and is encrypted where it must be one.
     """
     most = _READ_TOKENS
     while True:
-        packed = _PACKED_VERSION + _squeezed(analyse(text, most_tokens=most))
+        packed = _PACKED_VERSION + _squeezed(_veiled(analyse(text, most_tokens=most)))
         if len(packed) <= SIGNATURE_BYTES:
             return packed
         most = most * 3 // 4
@@ -126,6 +142,7 @@ def unpack(packed: bytes) -> Signature:
             code=bytes.fromhex(code),
             symbols=symbols,
             language=language,
+            is_veiled=_VEIL in tokens or _VEIL in numbers,
         )
     except (zlib.error, UnicodeError, ValueError) as exc:
         raise ValueError("not a signature of this release") from exc
@@ -167,6 +184,60 @@ def _common_words() -> bytes:
     return "\n".join((" ".join(content), " ".join(function), "", "en")).encode()[-32_000:]
 
 
+# -- hashes in the place of words
+
+_VEIL: Final = "?"
+_VEIL_LETTERS: Final = "abcdefghijklmnopqrstuvwxyz"
+_SHOWN_DIGITS: Final = 2
+
+
+@lru_cache(maxsize=4_096)
+def veil(token: str) -> str:
+    """Return what stands for *token* in a stored signature: itself, or 5 letters of its hash.
+
+    Two words out of twelve million share them by chance; then the guards take one for the other.
+    """
+    sign = token[0] if token[0] == "#" else ""
+    word = token.removeprefix("#")
+    if word[:1] in ("@", "~") or word.isupper() or not word[-1:].isalnum():
+        return token  # a time, mere grammar, a function word, an operator
+    if len(word) <= _SHOWN_DIGITS if word[:1].isdecimal() else word in _listed():
+        return token
+    number = int.from_bytes(blake2b(word.encode(), digest_size=8, person=b"signature").digest())
+    letters = []
+    for _ in range(5):
+        number, at = divmod(number, len(_VEIL_LETTERS))
+        letters.append(_VEIL_LETTERS[at])
+    return f"{sign}{_VEIL}{''.join(letters)}"
+
+
+@cache
+def _listed() -> frozenset[str]:
+    found: set[str] = set()
+    for lexicon in map(load, languages()):
+        found.update([entry[1] for entry in lexicon.entries.values()], lexicon.weak, lexicon.names)
+        found.update(lexicon.antonyms, lexicon.classes.values(), lexicon.restrictions)
+    return frozenset(found)
+
+
+def _veiled(signature: Signature) -> Signature:
+    return translated(
+        signature, {word: veil(word) for word in signature.tokens + signature.numbers}
+    )
+
+
+def translated(signature: Signature, words: Mapping[str, str]) -> Signature:
+    """Return *signature* with other *words* in the place of those that have one."""
+    say = words.get
+    return replace(
+        signature,
+        tokens=tuple([say(word, word) for word in signature.tokens]),
+        numbers=tuple(sorted([say(word, word) for word in signature.numbers])),
+        names=frozenset([say(word, word) for word in signature.names]),
+        roles=frozenset([(role, say(word, word)) for role, word in signature.roles]),
+    )
+
+
 # -- what the words do not show
 
 _CODE: Final = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
@@ -187,20 +258,23 @@ def _symbols(text: str) -> str:
 _SYMBOL_CATEGORIES: Final = frozenset(("So", "Sm"))
 
 
-def _language(written: Sequence[str], lexicon: Lexicon) -> str:
+def _language(lower: Sequence[str], lexicon: Lexicon, *, is_ascii: bool) -> str:
     """Return the language that most of the telling words belong to; English where none tells."""
+    if is_ascii and lexicon.foreign.keys().isdisjoint(lower):
+        return LISTED_LANGUAGE
     counts: Counter[str] = Counter()
-    for token in written:
-        if token[0] > "\u024f":
+    words = [word for word in lower if word]
+    for word in words:
+        if word[0] > "\u024f":
             # One word of another script may be a name or a sign; a whole sentence may be one word.
-            counts[_script(token[0])] += min(len(token), 2)
+            counts[_script(word[0])] += min(len(word), 2)
         else:
-            counts.update(lexicon.foreign.get(token.lower(), ()))
+            counts.update(lexicon.foreign.get(word, ()))
     del counts[""]
     if not counts:
         return LISTED_LANGUAGE
     language, most = max(counts.items(), key=lambda item: (item[1], item[0]))
-    listed = sum([lexicon.entry(token.lower())[0] <= _NEGATOR for token in written])
+    listed = sum([lexicon.entry(word)[0] <= _NEGATOR for word in words])
     return language if most > max(listed, 1) else LISTED_LANGUAGE
 
 
@@ -333,15 +407,16 @@ class _Reader:
     """Walks over the tokens of one prompt and collects its signature."""
 
     __slots__ = (
-        "_asks", "_at", "_capitalised", "_governing", "_initial", "_lexicon", "_lower", "_names",
+        "_asks", "_at", "_capitalised", "_governing", "_initial", "_lexicon", "_names",
         "_negations", "_numbers", "_role", "_roles", "_title", "_tokens", "_written",
+        "lower",
     )  # fmt: skip
 
-    def __init__(self, written: list[str], lexicon: Lexicon) -> None:
-        self._lexicon = lexicon
+    def __init__(self, written: list[str]) -> None:
+        self._lexicon = load()
         # Padded, so that the neighbours of any word can be looked at; `_at` is the next to read.
         self._written = ["", *written, "", ""]
-        self._lower = [token.lower() for token in self._written]
+        self.lower = [token.lower() for token in self._written]
         self._at = 1
         self._tokens: list[str] = []
         self._numbers: list[str] = []
@@ -357,9 +432,10 @@ class _Reader:
         self._role = ""
         self._governing = False
 
-    def read(self) -> None:
-        entries = self._lexicon.entries
-        lower, written = self._lower, self._written
+    def read(self, lexicon: Lexicon) -> None:
+        self._lexicon = lexicon
+        entries = lexicon.entries
+        lower, written = self.lower, self._written
         at, end = 1, len(lower) - 2
         while at < end:
             word = lower[at]
@@ -402,7 +478,7 @@ class _Reader:
 
     def _phrase(self, ways: tuple[Phrase, ...]) -> bool:
         """Take in the first of *ways* to go on that the text takes, if any."""
-        lower, at = self._lower, self._at
+        lower, at = self.lower, self._at
         for tail, instead in ways:
             if tuple(lower[at : at + len(tail)]) == tail:
                 self._at += len(tail)
@@ -463,7 +539,7 @@ class _Reader:
         if kind == _FRAME:
             return
         if kind == Kind.PREPOSITION:
-            infinitive = word == "to" and self._lower[self._at - 2] in _BEFORE_AN_INFINITIVE
+            infinitive = word == "to" and self.lower[self._at - 2] in _BEFORE_AN_INFINITIVE
             self._role = "" if infinitive else canonical
         elif kind == Kind.QUESTION:
             self._question(word)
@@ -486,7 +562,7 @@ class _Reader:
             return True
         if word in _INDEPENDENT:
             return False
-        lexicon, lower, at = self._lexicon, self._lower, self._at
+        lexicon, lower, at = self._lexicon, self.lower, self._at
         canonical = ""
         for _ in range(_BETWEEN):
             kind, canonical, _ = lexicon.entry(lower[at])
@@ -503,7 +579,7 @@ class _Reader:
 
     def _question(self, word: str) -> None:
         questions = self._lexicon.questions
-        kind = questions.get((word, self._lower[self._at])) or questions.get((word, ""), "-")
+        kind = questions.get((word, self.lower[self._at])) or questions.get((word, ""), "-")
         if kind != "-":
             self._asks.append(kind)
 
@@ -558,7 +634,7 @@ class _Reader:
             self._tokens.append(_ELIDED[suffix])
 
     def _perhaps_month(self, word: str, written: str) -> None:
-        before, after = self._lower[self._at - 2], self._lower[self._at]
+        before, after = self.lower[self._at - 2], self.lower[self._at]
         if (
             before in _BEFORE_A_MONTH
             or before in _ORDINAL_ENDINGS
@@ -580,7 +656,7 @@ class _Reader:
 
     def _number(self) -> None:
         """Take in the number that ends or begins with the word just read."""
-        at, lower = self._at - 1, self._lower
+        at, lower = self._at - 1, self.lower
         before = lower[at - 1]
         if lower[at] == "second" and before in _BEFORE_A_SECOND:
             self._place("sec")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import inspect
 from functools import cached_property
@@ -32,6 +33,7 @@ class Upstream:
         self._given = client
         self._owned: AsyncOpenAI | None = None
         self._refuses_usage = False
+        self._is_prepared = False
 
     @cached_property
     def base_url(self) -> str:
@@ -78,13 +80,14 @@ class Upstream:
             self._owned = AsyncOpenAI()
         return self._owned
 
-    def prepare(self) -> None:
-        """Import what the first call would import, for up to a second. Blocks; needs no loop.
+    async def prepare(self) -> None:
+        """Import in a thread what the first call would import, for up to a second.
 
         A loop that stands still that long in the middle of a call loses the lease of its answer.
         """
-        if self._given is not None or openai_key_in_env():
-            importlib.import_module("openai.resources.chat.completions")
+        if not self._is_prepared and (self._given is not None or openai_key_in_env()):
+            await asyncio.to_thread(importlib.import_module, "openai.resources.chat.completions")
+            self._is_prepared = True
 
     async def complete(self, request: ChatRequest) -> ChatCompletion:
         """Return the model's answer."""
@@ -120,6 +123,7 @@ class Upstream:
 
     async def _create(self, request: ChatRequest, **how: Any) -> Any:
         """Ask the model; parameters that the SDK does not know go into `extra_body`."""
+        await self.prepare()
         known = {name: v for name, v in request.params.items() if name in self._known}
         unknown = {name: v for name, v in request.params.items() if name not in self._known}
         if unknown:

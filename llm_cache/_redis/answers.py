@@ -9,6 +9,8 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from llm_cache._core.codec import encode_entry
+from llm_cache._core.encryption import Cipher
+from llm_cache._core.kept import read_kept
 from llm_cache._core.keys import Keys, answer_digest
 from llm_cache._core.types import Entry
 from llm_cache._redis.connection import Connection
@@ -42,9 +44,11 @@ class Answers:
         exact: ExactStore,
         *,
         compress: bool = True,
+        cipher: Cipher | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._compress = compress
+        self._cipher = cipher
         self._connection = connection
         self._keys = keys
         self._exact = exact
@@ -93,12 +97,25 @@ class Answers:
         spaces = await self.spaces()
         line = Line(self._connection)
         try:
-            for index in map(self._keys.index, spaces):
-                async with aclosing(_prompts(line, index)) as batches:
-                    async for batch in batches:
-                        yield batch
+            for space in spaces:
+                async with aclosing(_rows(line, self._keys.index(space))) as batches:
+                    async for rows in batches:
+                        yield self._prompts(space, rows)
         finally:
             await line.aclose()
+
+    def _prompts(self, space: str, rows: Iterable[dict[bytes, bytes]]) -> list[tuple[str, str]]:
+        """Return digest and prompt of those *rows* that have a prompt."""
+        found = []
+        for row in rows:
+            # One that expired meanwhile has no fields; one without a prompt matches nothing.
+            if b"__key" in row and b"prompt" in row:
+                digest = answer_digest(row[b"__key"].decode())
+                scope = row.get(b"scope", b"").decode("utf-8", "replace")
+                kept = read_kept(row[b"prompt"], self._cipher, space, scope, digest)
+                if kept is not None and kept.prompt:
+                    found.append((digest, kept.prompt))
+        return found
 
     async def _walked_prompts(self) -> AsyncGenerator[list[tuple[str, str]], None]:
         """Yield what `prompts` does, without the index, which finds no fields on a cluster."""
@@ -106,12 +123,16 @@ class Answers:
         position = 0
         while True:
             position, keys = await self._connection.scan(position, *options)
-            prompts = await self._connection.execute_all([("HGET", k, "prompt") for k in keys])
-            yield [
-                (answer_digest(_text(key)), prompt.decode("utf-8", "replace"))
-                for key, prompt in zip(keys, prompts, strict=True)
-                if prompt is not None
-            ]
+            found = await self._connection.execute_all(
+                [("HMGET", key, "prompt", "scope") for key in keys]
+            )
+            batch = []
+            for key, (prompt, scope) in zip(keys, found, strict=True):
+                space = self._keys.entry_space(_text(key))
+                row = {b"__key": key, b"prompt": prompt, b"scope": scope}
+                kept = {name: value for name, value in row.items() if value is not None}
+                batch += self._prompts(space, [kept])
+            yield batch
             if not position:
                 return
 
@@ -157,7 +178,7 @@ class Answers:
         # Of the epoch that has just been seen, under which the origin lives: what of this request
         # itself was invalidated before was another answer.
         alias = replace(found.entry.open().as_alias(origin, None), stamp=found.epoch)
-        blob = encode_entry(alias, request, compress=self._compress)
+        blob = encode_entry(alias, request, compress=self._compress, cipher=self._cipher)
         await self._exact.promote(
             request, origin, blob, copied=found.entry, left_ms=left_ms, replaces=True
         )
@@ -193,22 +214,16 @@ class Answers:
         return await self._exact.epochs.unindexed_until_ms() > 1000 * self._clock()
 
 
-async def _prompts(line: Line, index: str) -> AsyncGenerator[list[tuple[str, str]], None]:
-    """Yield digest and prompt of the entries of one index. The line speaks RESP2."""
+async def _rows(line: Line, index: str) -> AsyncGenerator[list[dict[bytes, bytes]], None]:
+    """Yield key, scope and prompt of the entries of one index. The line speaks RESP2."""
     rows, cursor = await line.execute(
-        *("FT.AGGREGATE", index, "*", "LOAD", 2, "@__key", "prompt"),
+        *("FT.AGGREGATE", index, "*", "LOAD", 3, "@__key", "scope", "prompt"),
         *("WITHCURSOR", "COUNT", _PROMPTS_AT_ONCE, "DIALECT", 2),
     )
     try:
         while True:
             # The first is a count.
-            fields = [dict(zip(row[::2], row[1::2], strict=True)) for row in rows[1:]]
-            yield [
-                (answer_digest(row[b"__key"].decode()), row[b"prompt"].decode("utf-8", "replace"))
-                for row in fields
-                # One that expired meanwhile has no fields; one without a prompt matches nothing.
-                if b"__key" in row and b"prompt" in row
-            ]
+            yield [dict(zip(row[::2], row[1::2], strict=True)) for row in rows[1:]]
             if not cursor:
                 return
             rows, cursor = await line.execute("FT.CURSOR", "READ", index, cursor)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from llm_cache._core.codec import decode_entry, encode_entry
+from llm_cache._core.encryption import Cipher
+from llm_cache._core.kept import Kept, read_kept
 from llm_cache._core.keys import Keys
 from llm_cache._core.types import Entry
 from llm_cache._exports import Answer, SemanticEntry
@@ -62,9 +64,18 @@ class Read:
 class BulkEntries:
     """Reads and writes the answers of a namespace by the hundred."""
 
-    def __init__(self, connection: Connection, keys: Keys) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        keys: Keys,
+        *,
+        compress: bool = True,
+        cipher: Cipher | None = None,
+    ) -> None:
         self._connection = connection
         self._keys = keys
+        self._compress = compress
+        self._cipher = cipher
 
     async def read(self, digests: Sequence[str], *, spaces: Sequence[str] = ()) -> Read:
         """Return what is stored under *digests*; what has nothing is left out.
@@ -88,12 +99,25 @@ class BulkEntries:
             if blob is not None and int(expires_ms) > 0:
                 aliases = sorted(filter(None, map(self._keys.digest, map(_text, members))))
                 entries = [
-                    SemanticEntry(space, {_text(name): value for name, value in fields.items()})
+                    entry
                     for space, fields in zip(spaces, hashes, strict=True)
-                    if fields
+                    if fields and (entry := self._semantic(digest, space, fields)) is not None
                 ]
-                found.append(_stored(digest, blob, int(expires_ms), entries, aliases))
+                found.append(self._stored(digest, blob, int(expires_ms), entries, aliases))
         return Read(epoch, found)
+
+    def _semantic(
+        self, digest: str, space: str, fields: Mapping[bytes | str, bytes]
+    ) -> SemanticEntry | None:
+        """Return what is stored, in clear; `None` where it cannot be read here."""
+        found = {_text(name): value for name, value in fields.items()}
+        entry = SemanticEntry(space, found)
+        if "prompt" in found:
+            kept = read_kept(found["prompt"], self._cipher, space, entry.scope, digest)
+            if kept is None:
+                return None
+            found["prompt"] = kept.field(None)
+        return entry
 
     async def write(
         self, answers: Iterable[tuple[Answer, Stored | None]], *, note: tuple[str, bytes, int]
@@ -128,42 +152,48 @@ class BulkEntries:
         )
         return [bool(replies[position]) for position in scripts]
 
+    def _stored(
+        self,
+        digest: str,
+        blob: bytes,
+        expires_ms: int,
+        semantic: Sequence[SemanticEntry],
+        aliases: Sequence[str],
+    ) -> Stored:
+        entry, problem = None, None
+        try:
+            entry = decode_entry(blob, digest, self._cipher)
+        except CorruptEntry as error:
+            problem = error
+        return Stored(
+            digest,
+            entry,
+            problem,
+            expires_ms,
+            content_sha=hashlib.sha1(blob, usedforsecurity=False).hexdigest(),
+            size_bytes=len(blob),
+            semantic=tuple(semantic),
+            aliases=tuple(aliases),
+        )
+
     def _replace(self, answer: Answer, seen: Stored | None) -> list[Any]:
         keys = [self._keys.answer(answer.digest)]
         arguments: list[Any] = [
             "" if seen is None else seen.content_sha,
-            encode_entry(answer.entry, answer.digest),
+            encode_entry(
+                answer.entry, answer.digest, compress=self._compress, cipher=self._cipher
+            ),
             answer.expires_ms,
         ]
         for entry in answer.semantic:
             keys.append(self._keys.entry(entry.space, answer.digest))
-            fields = [part for pair in entry.fields.items() for part in pair]
+            found = dict(entry.fields)
+            kept = read_kept(found.pop("prompt", b""), None) or Kept()
+            if text := kept.field(self._cipher, entry.space, entry.scope, answer.digest):
+                found["prompt"] = text
+            fields = [part for pair in found.items() for part in pair]
             arguments += [len(fields), *fields]
         return [len(keys), *keys, *arguments]
-
-
-def _stored(
-    digest: str,
-    blob: bytes,
-    expires_ms: int,
-    semantic: Sequence[SemanticEntry],
-    aliases: Sequence[str],
-) -> Stored:
-    entry, problem = None, None
-    try:
-        entry = decode_entry(blob, digest)
-    except CorruptEntry as error:
-        problem = error
-    return Stored(
-        digest,
-        entry,
-        problem,
-        expires_ms,
-        content_sha=hashlib.sha1(blob, usedforsecurity=False).hexdigest(),
-        size_bytes=len(blob),
-        semantic=tuple(semantic),
-        aliases=tuple(aliases),
-    )
 
 
 def _text(value: bytes | str) -> str:

@@ -19,6 +19,7 @@ from redis.exceptions import (
 )
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from llm_cache._deadline import arm
 from llm_cache._redis.address import Kind, mask, read_address
 from llm_cache._redis.cluster import Cluster, Send
 from llm_cache._redis.embedded import EmbeddedRedis
@@ -256,24 +257,36 @@ class Connection:
         if self._cluster is not None:
             self._cluster.learn(error)
 
-    async def run(self, operation: Awaitable[_T], *, since_s: float | None = None) -> _T:
-        """Await *operation* for at most `redis_timeout_s`, waiting for a connection included.
+    async def run(
+        self,
+        operation: Awaitable[_T],
+        *,
+        since_s: float | None = None,
+        timeout_s: float | None = None,
+    ) -> _T:
+        """Await *operation* for at most *timeout_s*, waiting for a connection included.
 
-        The time counts from *since_s*, by the clock of the event loop; default now.
+        The default is `redis_timeout_s`. The time counts from *since_s*, by the clock of the event
+        loop; default now.
 
         Raises:
             StoreTimeout: it took longer.
             StoreUnavailable: Redis refused, went away, or answered with an error.
         """
+        limit_s = self._timeout_s if timeout_s is None else timeout_s
         try:
             begin_s = asyncio.get_running_loop().time() if since_s is None else since_s
-            async with asyncio.timeout_at(begin_s + self._timeout_s):
-                return await operation
+            scope = asyncio.timeout(None)
+            timer = arm(scope, begin_s + limit_s)
+            try:
+                async with scope:
+                    return await operation
+            finally:
+                timer.cancel()
         except (TimeoutError, RedisTimeoutError) as error:
             self._suspect()
-            raise StoreTimeout(
-                f"no answer within redis_timeout_s={self._timeout_s:g} s"
-            ) from error
+            name = "redis_timeout_s" if timeout_s is None else "added_latency_budget_s"
+            raise StoreTimeout(f"no answer within {name}={limit_s:g} s") from error
         except (RedisError, OSError) as error:
             self._suspect()
             raise _ours(error) from error

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llm_cache._core.codec import Sealed, open_sealed
+from llm_cache._core.encryption import Cipher
 from llm_cache._core.keys import Keys
 from llm_cache._core.policy import Purges
 from llm_cache._redis.connection import Connection
@@ -13,7 +16,7 @@ from llm_cache._redis.epoch import Epochs
 from llm_cache._redis.line import Line, Lines
 from llm_cache._redis.reads import CoalescedReads, SplitReads
 from llm_cache._redis.sliding import Sliding
-from llm_cache.errors import CorruptEntry
+from llm_cache.errors import CorruptEntry, StoreTimeout
 
 
 @dataclass(slots=True)
@@ -39,17 +42,30 @@ return redis.call('PEXPIRE', KEYS[1], ARGV[2])
 
 
 class ExactStore:
-    """Answers by digest. What writes them is in `lease.py`: storing ends a lease."""
+    """Answers by digest. What writes them is in `lease.py`: storing ends a lease.
+
+    Args:
+        timeout_s: Most seconds a look-up takes; default `redis_timeout_s` for each round trip.
+    """
 
     def __init__(
-        self, connection: Connection, keys: Keys, epochs: Epochs, sliding: Sliding
+        self,
+        connection: Connection,
+        keys: Keys,
+        epochs: Epochs,
+        sliding: Sliding,
+        *,
+        cipher: Cipher | None = None,
+        timeout_s: float | None = None,
     ) -> None:
         self._connection = connection
         self._keys = keys
         self.epochs = epochs
         self._sliding = sliding
+        self._cipher = cipher
+        self._timeout_s = timeout_s
         self._reads = (SplitReads if connection.is_cluster else CoalescedReads)(
-            connection, keys.epoch
+            connection, keys.epoch, timeout_s=timeout_s
         )
 
     async def aclose(self) -> None:
@@ -57,19 +73,31 @@ class ExactStore:
         await self._sliding.aclose()
         await self._reads.aclose()
 
-    async def lookup(self, digest: str, prompt: str | None = None) -> Lookup:
+    async def lookup(
+        self, digest: str, prompt: str | None = None, *, since_s: float | None = None
+    ) -> Lookup:
         """Return the living entry of *digest*, if there is one, and the epoch.
 
         *prompt* is the text of the request, by which patterns reach it. One round trip, shared
         with the look-ups that wait at the same time; a second one when something was invalidated
-        since the last.
+        since the last. *since_s* is when the caller began, by `time.perf_counter`.
 
         Raises:
             StoreUnavailable: Redis did not answer.
         """
         blob, epoch = await self._reads.get(self._keys.answer(digest))
-        purges = self.epochs.known(epoch) or await self.epochs.current(epoch)
-        return _judge(blob, purges, digest, prompt)
+        purges = self.epochs.known(epoch) or await self._purges(epoch, since_s)
+        return _judge(blob, purges, digest, prompt, self._cipher)
+
+    async def _purges(self, epoch: bytes | None, since_s: float | None) -> Purges:
+        left_s = self._timeout_s
+        if left_s is not None and since_s is not None:
+            left_s -= time.perf_counter() - since_s
+        try:
+            async with asyncio.timeout(left_s):
+                return await self.epochs.current(epoch)
+        except TimeoutError as error:
+            raise StoreTimeout("the table of invalidations was not read in time") from error
 
     async def lookup_many(self, digests: Sequence[str]) -> list[Lookup]:
         """Return what `lookup` does for each of *digests*, whatever their prompts.
@@ -80,7 +108,7 @@ class ExactStore:
         *blobs, epoch = await self._connection.read([*keys, self._keys.epoch])
         purges = await self.epochs.current(epoch)
         pairs = zip(blobs, digests, strict=True)
-        return [_judge(blob, purges, digest) for blob, digest in pairs]
+        return [_judge(blob, purges, digest, None, self._cipher) for blob, digest in pairs]
 
     async def lookup_for(
         self, asked: str, digest: str, prompt: str | None, line: Line | Lines
@@ -98,7 +126,7 @@ class ExactStore:
             ("PTTL", key),
             ("ZSCORE", self._keys.rejected, pair(asked, digest)),
         )
-        found = _judge(blob, await self.epochs.current(epoch), digest, prompt)
+        found = _judge(blob, await self.epochs.current(epoch), digest, prompt, self._cipher)
         return found, left_ms if rejected is None else 0
 
     async def promote(
@@ -141,11 +169,13 @@ class ExactStore:
         self._sliding.prolong(origin or digest, entry.fresh_until_s, ttl_s=ttl_s)
 
 
-def _judge(blob: bytes | None, purges: Purges, digest: str, prompt: str | None = None) -> Lookup:
+def _judge(
+    blob: bytes | None, purges: Purges, digest: str, prompt: str | None, cipher: Cipher | None
+) -> Lookup:
     if blob is None:
         return Lookup(None, purges.epoch)
     try:
-        entry = open_sealed(blob, digest)
+        entry = open_sealed(blob, digest, cipher)
         is_alive = entry is not None and purges.allow(entry, digest, prompt)
     except CorruptEntry as error:
         return Lookup(None, purges.epoch, error, was_taken=True)

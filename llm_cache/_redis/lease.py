@@ -16,8 +16,8 @@ import asyncio
 import hashlib
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from enum import StrEnum
 from typing import Any, Self, TypeVar
 from weakref import WeakSet
@@ -25,6 +25,7 @@ from weakref import WeakSet
 from redis.exceptions import NoScriptError
 
 from llm_cache._core.keys import Keys
+from llm_cache._flight import observe
 from llm_cache._redis.connection import Connection
 from llm_cache._redis.landings import Ear, Landings
 from llm_cache._redis.line import Lines
@@ -128,6 +129,8 @@ class Lease:
         """When to renew it, by the clock of the event loop."""
         self.is_lost = False
         """Whether a renewal found it gone. False proves nothing; the fence decides."""
+        self.is_taken = False
+        """Whether Redis has said that it is ours."""
         self.is_ended = False
         """Whether it was given back, or that was tried."""
 
@@ -182,29 +185,35 @@ class Leases:
         self._held: WeakSet[Lease] = WeakSet()
         self._renewing: asyncio.Task[None] | None = None
         self._landings = Landings(connection)
+        # What goes on for a caller that has left: leases that are being taken or given back.
+        self._tasks: set[asyncio.Task[Any]] = set()
         # Many stores at once keep one connection busy, for half of what the pool's take. One that
         # is carried out twice leaves what one leaves; only the second tells that it did nothing.
         self._stores = Lines(connection)
         self._is_closed = False
 
     async def claim(
-        self, digest: str, lookup: Callable[[], Awaitable[_T | None]]
+        self,
+        digest: str,
+        lookup: Callable[[], Awaitable[_T | None]],
+        *,
+        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> Lease | _T | None:
         """Return the lease of *digest*, or the answer that another process made.
 
         `None` means that the leader waited for has failed: go on without a lease. To be called
         after a look-up that missed; *lookup* looks again. Two round trips for a leader. A waiting
         process sends four commands beside its first look-up when the leader takes less than a
-        second, and about one more for each further second; there is no limit to the wait.
+        second, and about one more for each further second; there is no limit to the wait, during
+        which a context of *waiting* is open.
 
-        Cancelled, it leaves no waiter and no lease, except where the cancellation hit the command
-        that takes it: then the lease runs out.
+        Cancelled, it leaves no waiter and no lease.
 
         Raises:
             StoreUnavailable: Redis did not answer; what *lookup* raises comes through.
         """
         while (lease := await self.acquire(digest)) is None:
-            if await self.wait(digest) is Landing.FAILED:
+            if await self.wait(digest, waiting=waiting) is Landing.FAILED:
                 return None
             if (found := await lookup()) is not None:
                 return found
@@ -212,11 +221,11 @@ class Leases:
             # The last leader may have landed between the look-up that missed and our lease.
             found = await lookup()
         except BaseException:
-            await lease.abandon()
+            self.let_go(lease)
             raise
         if found is None:
             return lease
-        await lease.abandon(Landing.LANDED)
+        self.let_go(lease, Landing.LANDED)
         return found
 
     async def acquire(self, digest: str) -> Lease | None:
@@ -224,26 +233,56 @@ class Leases:
 
         One command. The new holder looks the answer up once more before it makes one (`claim`).
 
+        Cancelled, it gives back what the command takes that is on its way.
+
         Raises:
             StoreUnavailable: Redis did not answer. If it did take the lease, that runs out.
         """
         if self._is_closed:
             raise StoreUnavailable("this cache was closed")
-        token = secrets.token_hex(16)
         # Counted from before the command, so that a slow reply never delays the first renewal.
-        lease = Lease(self, digest, token, _now_s() + self._renew_s)
-        key = self._keys.lease(digest)
+        lease = Lease(self, digest, secrets.token_hex(16), _now_s() + self._renew_s)
+        taking = self._spawn(self._take(lease))
+        try:
+            return lease if await asyncio.shield(taking) else None
+        except asyncio.CancelledError:
+            # Nobody knows yet whether the lease is taken; whoever finds out gives it back.
+            taking.add_done_callback(lambda _: self.let_go(lease) if lease.is_taken else None)
+            raise
+
+    async def _take(self, lease: Lease) -> bool:
+        key, token = self._keys.lease(lease.digest), lease.token
         take = ("SET", key, token, "NX", "GET", "PX", self._lease_ms)
         holder = await self._connection.execute(*take)
         # Our own token comes back where the first reply was lost and the command sent again.
-        if holder is not None and holder != token.encode():
-            return None
-        self._held.add(lease)
-        if self._renewing is None or self._renewing.done():
-            self._renewing = asyncio.create_task(self._renew(), name="llm_cache.leases")
-        return lease
+        lease.is_taken = holder is None or holder == token.encode()
+        if lease.is_taken:
+            self._held.add(lease)
+            if self._renewing is None or self._renewing.done():
+                self._renewing = asyncio.create_task(self._renew(), name="llm_cache.leases")
+        return lease.is_taken
 
-    async def wait(self, digest: str) -> Landing:
+    def let_go(self, lease: Lease, outcome: Landing = Landing.FAILED) -> None:
+        """Abandon *lease* without waiting for it; `aclose` does."""
+        if not lease.is_ended:
+            self._spawn(lease.abandon(outcome))
+
+    def _spawn(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
+        task = asyncio.create_task(work, name="llm_cache.lease")
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        observe(task)
+
+    async def wait(
+        self,
+        digest: str,
+        *,
+        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> Landing:
         """Wait until the leader of *digest* is done, or its lease has run out.
 
         `LANDED` means no more than to look the key up again, and then to `acquire` again. Two
@@ -268,7 +307,7 @@ class Leases:
                     if left_ms < 0:
                         # No leader wrote it: ours expire.
                         return Landing.FAILED
-                    with suppress(TimeoutError):
+                    with waiting(), suppress(TimeoutError):
                         # Redis keeps a key through its last millisecond.
                         async with asyncio.timeout((left_ms + 1) / 1000):
                             await ear.news()
@@ -296,6 +335,8 @@ class Leases:
         if self._renewing is not None:
             self._renewing.cancel()
             await asyncio.gather(self._renewing, return_exceptions=True)
+        while self._tasks:
+            await asyncio.wait(list(self._tasks))
         await asyncio.gather(*(lease.abandon() for lease in list(self._held)))
         await self._landings.aclose()
         await self._stores.aclose()

@@ -13,6 +13,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from llm_cache._core.encryption import Cipher
+from llm_cache._core.kept import Kept, read_kept
 from llm_cache._core.keys import Keys
 from llm_cache._redis.connection import Connection
 
@@ -60,6 +62,7 @@ class Review:
         sample_rate: Share of what is offered that is kept, 0 to 1; 0 keeps nothing.
         max_items: About how many are kept; the oldest go first.
         ttl_s: How long each is kept, in seconds.
+        cipher: Encrypts the prompts; what is not encrypted is then not read.
         chance: Draws a number from 0 to 1.
     """
 
@@ -71,6 +74,7 @@ class Review:
         sample_rate: float = 0.0,
         max_items: int = 10_000,
         ttl_s: float = 7 * 86_400.0,
+        cipher: Cipher | None = None,
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._connection = connection
@@ -78,6 +82,7 @@ class Review:
         self._sample_rate = sample_rate
         self._max_items = max_items
         self._ttl_ms = max(1, round(1000 * ttl_s))
+        self._cipher = cipher
         self._chance = chance
         self._pending = _pending()
 
@@ -118,7 +123,7 @@ class Review:
         add = ("XADD", self._key, "MAXLEN", "~", self._max_items, "*")
         expire = ("PEXPIRE", self._key, self._ttl_ms)
         *ids, _ = await self._connection.transact(
-            [*((*add, *_fields(item)) for item in items), expire]
+            [*((*add, *_fields(item, self._cipher)) for item in items), expire]
         )
         oldest_ms = max(0, _milliseconds(ids[-1]) - self._ttl_ms)
         # To the item, not about: texts are not kept for longer than was said.
@@ -134,7 +139,8 @@ class Review:
         """
         start = f"({after}" if after else "-"
         rows = await self._connection.execute("XRANGE", self._key, start, "+", "COUNT", limit)
-        return [item for item in map(_item, rows) if item is not None]
+        items = (_item(row, self._cipher) for row in rows)
+        return [item for item in items if item is not None]
 
     async def count(self) -> int:
         """Return how many items wait. One round trip."""
@@ -150,10 +156,8 @@ def _pending(items: Iterable[ReviewItem] = ()) -> deque[ReviewItem]:
     return deque(items, maxlen=_MOST_PENDING)
 
 
-def _fields(item: ReviewItem) -> list[bytes]:
+def _fields(item: ReviewItem, cipher: Cipher | None) -> list[bytes]:
     fields: dict[str, str | None] = {
-        "new": item.new,
-        "cached": item.cached,
         "similarity": repr(item.similarity),
         "verdict": item.verdict,
         "digest": item.digest,
@@ -162,27 +166,40 @@ def _fields(item: ReviewItem) -> list[bytes]:
         "tenant": item.tenant,
         "space": item.space,
     }
-    return [
-        part.encode("utf-8", "replace")
-        for name, value in fields.items()
-        if value is not None
-        for part in (name, value)
-    ]
+    texts = {
+        "new": Kept(item.new).field(cipher, *_place("new", item.digest, item.asked)),
+        "cached": Kept(item.cached).field(cipher, *_place("cached", item.digest, item.asked)),
+        **{name: value.encode() for name, value in fields.items() if value is not None},
+    }
+    return [part for name, text in texts.items() for part in (name.encode(), text)]
 
 
-def _item(row: Any) -> ReviewItem | None:
-    """Return the item in *row*; `None` for what another release has put there."""
+def _place(name: str, digest: str, asked: str | None) -> tuple[str, str, str, str]:
+    """Return what an encrypted text of an item belongs to."""
+    return "review", name, digest, asked or ""
+
+
+def _item(row: Any, cipher: Cipher | None) -> ReviewItem | None:
+    """Return the item in *row*; `None` for what another release, or another key, has put there."""
     name, raw = row
     if raw is None:
         return None
     values: Mapping[Any, Any] = (
         raw if isinstance(raw, Mapping) else dict(zip(raw[::2], raw[1::2], strict=True))
     )
-    fields = {_text(key): _text(value) for key, value in values.items()}
+    stored = {_text(key): value for key, value in values.items()}
+    fields = {key: _text(value) for key, value in stored.items()}
     try:
+        places = {
+            key: _place(key, fields["digest"], fields.get("asked")) for key in ("new", "cached")
+        }
+        kept = {key: read_kept(stored[key], cipher, *place) for key, place in places.items()}
+        new, cached = kept["new"], kept["cached"]
+        if new is None or cached is None:
+            return None
         return ReviewItem(
-            new=fields["new"],
-            cached=fields["cached"],
+            new=new.prompt,
+            cached=cached.prompt,
             similarity=float(fields["similarity"]),
             verdict=fields["verdict"],
             digest=fields["digest"],

@@ -18,6 +18,7 @@ from typing import Any
 
 from redis.exceptions import MovedError
 
+from llm_cache._core.encryption import Cipher
 from llm_cache._core.keys import Keys
 from llm_cache._core.types import Candidate
 from llm_cache._core.vectors import Vector
@@ -25,7 +26,7 @@ from llm_cache._redis.connection import Connection, Lane
 from llm_cache._redis.lease import HashWrite
 from llm_cache._redis.line import Lines
 from llm_cache._redis.vectors import VectorStore
-from llm_cache.errors import StoreError, StoreTimeout, StoreUnavailable
+from llm_cache.errors import CorruptEntry, StoreError, StoreTimeout, StoreUnavailable
 from llm_cache.events import DependencyFailed, Event
 
 _GRACE_S = 0.1
@@ -54,6 +55,8 @@ class ShardedVectors:
         *,
         space: str,
         dimensions: int,
+        cipher: Cipher | None = None,
+        corrupt: Callable[[CorruptEntry], None] = lambda _: None,
         tell: Callable[[Event], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -61,7 +64,12 @@ class ShardedVectors:
         self._keys = keys
         self._tell = tell
         self._clock = clock
-        self._settings: dict[str, Any] = {"space": space, "dimensions": dimensions}
+        self._settings: dict[str, Any] = {
+            "space": space,
+            "dimensions": dimensions,
+            "cipher": cipher,
+            "corrupt": corrupt,
+        }
         # As if there were one server, which with a coordinator there is.
         self._whole = VectorStore(connection, keys, **self._settings)
         self._is_coordinated = False
@@ -120,6 +128,10 @@ class ShardedVectors:
     def entry(self, **fields: Any) -> HashWrite:
         """Return key and fields of a semantic entry, as `VectorStore.entry` does."""
         return self._whole.entry(**fields)
+
+    async def lead_to(self, digest: str, entry: HashWrite) -> bool:
+        """Let an answer that is there be found, as `VectorStore.lead_to` does."""
+        return await self._whole.lead_to(digest, entry)
 
     async def forget(self, entry_keys: Iterable[str]) -> None:
         """Delete semantic entries whose answers are gone. One round trip."""

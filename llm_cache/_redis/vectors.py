@@ -22,17 +22,21 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from llm_cache._core.encryption import Cipher
+from llm_cache._core.kept import Kept, open_kept
 from llm_cache._core.keys import Keys, answer_digest
 from llm_cache._core.types import Candidate
 from llm_cache._core.vectors import Vector, salted_blob
+from llm_cache._flight import SharedRun
 from llm_cache._redis.connection import Command, Connection, Lane
-from llm_cache._redis.lease import HashWrite
+from llm_cache._redis.lease import HashWrite, Script
 from llm_cache._redis.line import Line
 from llm_cache.errors import (
     ConfigurationError,
+    CorruptEntry,
     IndexMismatch,
     SearchModuleMissing,
     StoreUnavailable,
@@ -49,8 +53,20 @@ _GRAPH = "*=>[KNN {limit} @vector $v EF_RUNTIME {ef} AS distance]"
 _RETURNED = ("scope", "distance", "prompt")
 _EF_RUNTIME = 100
 _MAX_DIMENSIONS = 32_768
+_ROUNDING = 0.01
+"""How far beyond 1 a similarity may come back."""
 # RediSearch 2 has one wording for searches and one for `FT.INFO`; 8.10 has the third for both.
 _LOST = ("no such index", "unknown index name", "index not found")
+
+
+# An answer that is gone is led to by nothing; one that took its place is to the same request.
+_LEAD = Script("""
+local ttl = redis.call('PTTL', KEYS[1])
+if ttl <= 0 then return 0 end
+redis.call('HSET', KEYS[2], unpack(ARGV))
+redis.call('PEXPIRE', KEYS[2], ttl)
+return 1
+""")
 
 
 class VectorStore:
@@ -63,6 +79,8 @@ class VectorStore:
         *,
         space: str,
         dimensions: int,
+        cipher: Cipher | None = None,
+        corrupt: Callable[[CorruptEntry], object] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
         lane: Lane | None = None,
         tag: str = "",
@@ -71,9 +89,15 @@ class VectorStore:
             raise ConfigurationError(
                 f"an embedder must have 1 to {_MAX_DIMENSIONS} dimensions; got {dimensions}"
             )
+        self._connection = connection
         self._keys = keys
+        self._cipher = cipher
         # Of a cluster, one primary (`shards.py`).
         self._tag = tag
+        # Of many searches that find it gone, one makes it anew. Of many processes, too: to all
+        # others Redis says that it is there.
+        self._healing = SharedRun(self._create_index, name="llm_cache.index", keeps_on=True)
+        self._corrupt = corrupt
         self.space = space
         """Its fingerprint."""
         self.dimensions = dimensions
@@ -119,7 +143,7 @@ class VectorStore:
         reply = await self._count(self._sizes.due(scope), search)
         if reply is not None and self._tag:
             reply = await self._filled(reply)
-        return [] if reply is None else _candidates(reply, scope)
+        return [] if reply is None else self._candidates(reply, scope)[:limit]
 
     def _returning(self) -> Command:
         # On a node of a cluster a search finds no fields: the server looks for every hash in the
@@ -141,14 +165,27 @@ class VectorStore:
 
     async def aclose(self) -> None:
         """Let go of the connection for searches."""
+        await self._healing.settle(wait_s=0)
         await self.line.aclose()
 
-    def entry(self, *, digest: str, scope: str, vector: Vector, prompt: str) -> HashWrite:
+    def entry(self, *, digest: str, scope: str, vector: Vector, kept: Kept) -> HashWrite:
         """Return key and fields of the semantic entry that leads to the answer *digest*."""
         fields: list[str | bytes] = ["vector", salted_blob(vector, scope), "scope", scope]
-        if prompt:
-            fields += ["prompt", prompt]
+        if text := kept.field(self._cipher, self.space, scope, digest):
+            fields += ["prompt", text]
         return self._keys.entry(self.space, digest), fields
+
+    async def lead_to(self, digest: str, entry: HashWrite) -> bool:
+        """Write *entry*, which leads to the answer *digest*, until that expires.
+
+        One round trip. Return whether there was such an answer; without it nothing is written.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        key, fields = entry
+        is_there = await _LEAD.run(self._connection, [self._keys.answer(digest), key], fields)
+        return bool(is_there)
 
     async def forget(self, entry_keys: Iterable[str]) -> None:
         """Delete semantic entries whose answers are gone. One round trip."""
@@ -159,13 +196,53 @@ class VectorStore:
         answers = await self._ask(("FT.INFO", self.index))
         return 0 if answers is None else int(_mapping(answers[0]).get(b"num_docs", 0))
 
+    def _candidates(self, reply: Any, scope: str) -> list[Candidate]:
+        """Return the rows of *scope* in *reply*, nearest first.
+
+        Raises:
+            StoreUnavailable: it is no reply to a search.
+        """
+        try:
+            found = [self._candidate(name, row, scope) for name, row in _rows(reply)]
+        except (TypeError, ValueError, AttributeError, LookupError, OverflowError) as error:
+            raise StoreUnavailable("a search was answered with something else") from error
+        candidates = [candidate for candidate in found if candidate is not None]
+        # The server sorted them, as far as it merged them itself.
+        candidates.sort(key=lambda candidate: -candidate.similarity)
+        return candidates
+
+    def _candidate(self, name: Any, row: Mapping[Any, Any], scope: str) -> Candidate | None:
+        # A row without fields is an entry that expired between the search and the reply; a row of
+        # another scope is what the graph finds where the scope has fewer entries than asked for.
+        if b"distance" not in row or row.get(b"scope") != scope.encode():
+            return None
+        key, similarity = name.decode(), 1 - float(row[b"distance"])
+        digest = answer_digest(key)
+        # Of vectors that are rounded. The comparison is false for NaN, too.
+        if key != self._keys.entry(self.space, digest) or not abs(similarity) <= 1 + _ROUNDING:
+            return None
+        try:
+            kept = open_kept(row.get(b"prompt", b""), self._cipher, self.space, scope, digest)
+        except CorruptEntry as error:
+            self._corrupt(error)
+            return None
+        if kept is None:
+            return None
+        return Candidate(
+            key=key,
+            digest=digest,
+            prompt=kept.prompt,
+            similarity=similarity,
+            signature=kept.signature,
+        )
+
     async def _count(self, queries: Sequence[str], *search: Command) -> Any | None:
         """Learn which of *queries* find few entries; return the answer of a *search* beside it."""
         answers = await self._ask(*search, *map(self._counting, queries))
         if answers is None:
             return None
         for query, counted in zip(queries, answers[len(search) :], strict=True):
-            self._sizes.put(query, is_small=len(counted) == 1)
+            self._sizes.put(query, is_small=isinstance(counted, list) and len(counted) == 1)
         return answers[0] if search else None
 
     def _counting(self, query: str) -> Command:
@@ -184,7 +261,7 @@ class VectorStore:
                 raise
         # Not `ensure_index`: an index that cannot be used is a mistake in the set-up when the
         # cache is opened, but must not fail a call later on.
-        await self._create_index()
+        await self._healing.join()
         return None
 
     async def _index_names(self) -> set[str]:
@@ -295,30 +372,15 @@ def _within(scope: str) -> str:
     return f"@scope:{{{scope}}}"
 
 
-def _candidates(reply: Sequence[Any], scope: str) -> list[Candidate]:
-    """Return the rows of *scope* in *reply*, nearest first.
-
-    A reply is a flat list: a count, and key and fields of each row.
-    """
-    candidates = []
-    wanted = scope.encode()
-    for key, fields in zip(reply[1::2], reply[2::2], strict=True):
-        row = _mapping(fields or ())
-        # A row without fields is an entry that expired between the search and the reply; a row of
-        # another scope is what the graph finds where the scope has fewer entries than asked for.
-        if b"distance" in row and row.get(b"scope") == wanted:
-            name = key.decode()
-            candidates.append(
-                Candidate(
-                    key=name,
-                    digest=answer_digest(name),
-                    prompt=row.get(b"prompt", b"").decode("utf-8", "replace"),
-                    similarity=1 - float(row[b"distance"]),
-                )
-            )
-    # The server sorted them, as far as it merged them itself.
-    candidates.sort(key=lambda candidate: -candidate.similarity)
-    return candidates
+def _rows(reply: Any) -> Iterator[tuple[Any, Mapping[Any, Any]]]:
+    """Yield name and fields of each row of a search, in RESP2 or RESP3."""
+    if isinstance(reply, Mapping):
+        for row in reply[b"results"]:
+            yield row[b"id"], row.get(b"extra_attributes") or {}
+        return
+    # A count, and then the name and the fields of each row.
+    for name, fields in zip(reply[1::2], reply[2::2], strict=True):
+        yield name, _mapping(fields or ())
 
 
 def _mapping(flat: Sequence[Any]) -> dict[Any, Any]:

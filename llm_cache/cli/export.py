@@ -61,7 +61,12 @@ def export(
         raise typer.BadParameter("--tenant must be a name")
     url = redis_url_from_env() if redis_url is None else redis_url
     refuse_missing_directory(url)
-    config = make_config(namespace=namespace, semantic=False, redis_timeout_s=PATIENCE_S)
+    config = make_config(
+        namespace=namespace,
+        semantic=False,
+        redis_timeout_s=PATIENCE_S,
+        added_latency_budget_s=PATIENCE_S,
+    )
     with counting("exporting", live=not as_json) as on_progress:
         exported = asyncio.run(
             _export(

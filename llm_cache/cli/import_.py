@@ -83,7 +83,12 @@ def import_(
         return
     url = redis_url_from_env() if redis_url is None else redis_url
     embeds = vectors is VectorsFrom.EMBED
-    config = make_config(namespace=namespace, semantic=embeds, redis_timeout_s=PATIENCE_S)
+    config = make_config(
+        namespace=namespace,
+        semantic=embeds,
+        redis_timeout_s=PATIENCE_S,
+        added_latency_budget_s=PATIENCE_S,
+    )
     models = Models(None, base_url, is_local=local) if embeds else None
     with counting("importing", total=info.lines, live=not as_json) as on_progress:
         imported = asyncio.run(

@@ -10,7 +10,7 @@ import typer
 
 from llm_cache import CacheConfig
 from llm_cache._redis.connection import mask
-from llm_cache.config import tenant_secret_from_env
+from llm_cache.config import encryption_keys_from_env, tenant_secret_from_env
 from llm_cache.errors import ConfigurationError
 
 RedisUrl = Annotated[
@@ -105,6 +105,7 @@ PRICE_MODEL = "gpt-4o-mini"
 def make_config(**settings: Any) -> CacheConfig:
     """Return the settings; what cannot be is wrong usage."""
     settings.setdefault("tenant_secret", tenant_secret_from_env())
+    settings.setdefault("encryption_keys", encryption_keys_from_env())
     try:
         return CacheConfig(**settings)
     except ConfigurationError as error:

@@ -122,7 +122,8 @@ class _Desk:
 
 async def _open(url: str, config: CacheConfig) -> _Desk:
     cache = await LLMCache(url, config=config).open()
-    return _Desk(cache, Review(cache._connection, Keys(config.namespace)), _act)  # noqa: SLF001
+    review = Review(cache._connection, Keys(config.namespace), cipher=cache._cipher)  # noqa: SLF001
+    return _Desk(cache, review, _act)
 
 
 async def _act(cache: LLMCache, item: ReviewItem, verdict: Verdict) -> None:

@@ -27,7 +27,7 @@ async def main(redis_url, base_url, namespace, seed):
     chance = random.Random(int(seed))
     client = AsyncOpenAI(base_url=base_url, api_key="test", max_retries=0)
     config = CacheConfig(
-        namespace=namespace, redis_timeout_s=20, stats_flush_s=0.05,
+        namespace=namespace, redis_timeout_s=20, added_latency_budget_s=20, stats_flush_s=0.05,
         similarity_threshold=0.9, guards=False,
     )
     async with LLMCache(

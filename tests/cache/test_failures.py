@@ -124,14 +124,18 @@ async def test_embedder_that_hangs_is_given_up(make_cache, embedder):
         ([[1.0] * 64] * 2, "one vector a text"),
     ],
 )
-async def test_embedder_that_never_worked_is_an_error(cache, upstream, embedder, answer, says):
+async def test_embedder_that_never_worked_is_told_and_bypassed(
+    cache, events, embedder, answer, says
+):
     embedder.returns = answer
 
-    with pytest.raises(InvalidEmbedding, match=says):
-        await cache.chat(QUESTION)
+    reply = await cache.chat(QUESTION)
 
-    assert upstream.calls == 0
-    assert await cache.lookup_exact(QUESTION) is None
+    assert (reply.status, reply.reason) == ("bypass", "embedder")
+    assert (await cache.chat(QUESTION)).status == "exact"
+    (failed,) = events.of(DependencyFailed)
+    assert isinstance(failed.error, InvalidEmbedding)
+    assert says in str(failed.error)
 
 
 async def test_embedder_that_worked_and_then_answers_garbage_is_bypassed(cache, embedder):

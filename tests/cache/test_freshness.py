@@ -19,7 +19,7 @@ TEN_YEARS_S = 10 * 365 * 86_400
 
 async def background(cache: LLMCache) -> None:
     """Return when nothing is under way behind the calls."""
-    while tasks := list(cache._engine._tasks):
+    while tasks := cache._engine._background.tasks:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 

@@ -209,7 +209,6 @@ async def test_both_protocols_of_redis_are_spoken(upstream, tmp_path, protocol):
         {"redis_timeout_s": 0},
         {"redis_timeout_s": float("inf")},
         {"model": ""},
-        {"store_prompts": False},
         {"review_sample_rate": 1.01},
         {"review_sample_rate": True},
         {"review_sample_rate": 0.1, "store_prompts": False, "guards": False},

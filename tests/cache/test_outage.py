@@ -135,7 +135,7 @@ async def test_redis_that_lost_everything_is_filled_again(make_cache, embedder):
 
 async def test_cache_works_with_one_connection(make_cache, embedder):
     embedder.similar(QUESTION, REPHRASED, 0.95)
-    cache = make_cache(max_connections=1, redis_timeout_s=5)
+    cache = make_cache(max_connections=1, redis_timeout_s=5, added_latency_budget_s=5)
 
     questions = [QUESTION, *(f"Question {i}" for i in range(5))]
     replies = await asyncio.gather(*map(cache.chat, questions))

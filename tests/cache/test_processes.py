@@ -24,7 +24,7 @@ from llm_cache.testing import FakeEmbedder
 
 async def main(redis_url, base_url, namespace, callers, lease_s):
     client = AsyncOpenAI(base_url=base_url, api_key="test", max_retries=0)
-    config = CacheConfig(namespace=namespace, redis_timeout_s=20)
+    config = CacheConfig(namespace=namespace, redis_timeout_s=20, added_latency_budget_s=20)
     async with LLMCache(redis_url, client=client, embedder=FakeEmbedder(), config=config) as cache:
         cache._engine._leases._lease_ms = round(1000 * float(lease_s))
         print("ready", flush=True)

@@ -28,7 +28,7 @@ async def main(redis_url, namespace, duration_s, seed):
         embedder.similar(FORMS[0].format(name), FORMS[1].format(name), 0.97)
     truth = client_of(redis_url)
     versions, done = namespace + ".versions", namespace + ".done"
-    config = CacheConfig(namespace=namespace, redis_timeout_s=20)
+    config = CacheConfig(namespace=namespace, redis_timeout_s=20, added_latency_budget_s=20)
     counts = {"reads": 0, "changes": 0, "too_old": 0}
     async with LLMCache(redis_url, embedder=embedder, config=config, hooks=[]) as cache:
         cache._sweeper._rest_s = 0.05
@@ -94,7 +94,8 @@ from llm_cache.testing import FakeEmbedder
 
 async def main(redis_url, namespace, seed):
     config = CacheConfig(
-        namespace=namespace, redis_timeout_s=20, sliding_max_age_s=90_000, stats_flush_s=0.01,
+        namespace=namespace, redis_timeout_s=20, added_latency_budget_s=20,
+        sliding_max_age_s=90_000, stats_flush_s=0.01,
         review_sample_rate=1.0, keep_embeddings_s=100, guards=False,
     )
     embedder = FakeEmbedder(similarity_threshold=0.5)

@@ -18,7 +18,7 @@ def shadow(make_cache):
 
 
 async def outcomes(cache) -> dict[str, int]:
-    await asyncio.gather(*cache._engine._tasks)
+    await asyncio.gather(*cache._engine._background.tasks)
     counts: dict[str, int] = cache.stats()["shadow"]
     return counts
 

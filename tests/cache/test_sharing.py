@@ -226,27 +226,26 @@ async def test_answer_that_is_no_json_is_handed_on(cache, upstream):
     assert cache.not_stored() == {"malformed": 1}
 
 
-async def test_follower_waits_no_longer_than_his_time_out(cache, upstream):
+async def test_follower_out_of_patience_asks_the_model_itself(cache, upstream):
     gate = asyncio.Event()
     upstream.answer(Answer(text="late", gate=gate))
-    leader = asyncio.create_task(cache.chat(QUESTION))
+    upstream.answer("at once")
+    leader = asyncio.create_task(cache.chat(QUESTION, timeout=30))
     await upstream.called()
 
-    with pytest.raises(openai.APITimeoutError):
-        await cache.chat(QUESTION, timeout=0.01)
+    follower = await cache.chat(QUESTION, timeout=0.5)
+    assert (follower.text, follower.status, follower.shared) == ("at once", "miss", False)
     gate.set()
     assert (await leader).text == "late"
 
 
-async def test_leader_is_not_bound_by_the_time_out_of_a_follower(cache, upstream):
-    gate = asyncio.Event()
-    upstream.answer(Answer(text="late", gate=gate))
-    leader = asyncio.create_task(cache.chat(QUESTION, timeout=30))
-    await upstream.called()
+async def test_time_out_of_the_model_itself_is_the_sdks(cache, upstream):
+    upstream.hold()
+    impatient = cache.wrap(upstream.client(max_retries=0, timeout=0.05))
     with pytest.raises(openai.APITimeoutError):
-        await cache.chat(QUESTION, timeout=0.001)
-    gate.set()
-    assert (await leader).status == "miss"
+        await impatient.chat.completions.create(
+            model="m", messages=[{"role": "user", "content": QUESTION}]
+        )
 
 
 async def test_call_under_way_when_the_cache_closes_says_so(make_cache, upstream, monkeypatch):

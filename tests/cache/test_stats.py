@@ -17,6 +17,7 @@ async def test_statistics_begin_at_nothing(cache):
         "verified": {},
         "shadow": {},
         "policy": "uncertified: similarity at least 0.9, guards",
+        "breakers": {"redis": "closed", "search": "closed", "embedder": "closed"},
     }
 
 

@@ -40,7 +40,7 @@ def make_verified(make_cache, embedder):
 
 async def looked_again(cache) -> None:
     """Wait for what the cache does in the background."""
-    await asyncio.gather(*cache._engine._tasks)
+    await asyncio.gather(*cache._engine._background.tasks)
 
 
 async def test_what_the_verifier_lets_pass_is_served(make_verified, upstream):
@@ -186,11 +186,11 @@ async def test_closing_ends_what_is_being_verified(make_verified):
     await says.reached.wait()
     await cache.aclose()
 
-    assert not cache._engine._tasks
+    assert not cache._engine._background.tasks
 
 
 async def test_a_verifier_that_hangs_does_not_pile_up_tasks(make_verified, embedder, monkeypatch):
-    monkeypatch.setattr("llm_cache._engine.MOST_IN_BACKGROUND", 1)
+    monkeypatch.setattr("llm_cache._steps.MOST_IN_BACKGROUND", 1)
     other = "Name France's capital, please."
     embedder.similar(QUESTION, other, 0.85)
     says = Says(True)

@@ -88,7 +88,7 @@ async def test_redis_that_fails_is_bypassed(make_cache, upstream):
     assert info(reply).status == "bypass"
 
 
-async def test_embedder_that_fails_is_bypassed(make_cache, upstream, events):
+async def test_embedder_that_fails_is_no_matter(make_cache, upstream, events):
     class Broken:
         model_id = "broken"
         dimensions = None
@@ -100,8 +100,8 @@ async def test_embedder_that_fails_is_bypassed(make_cache, upstream, events):
     client = make_cache(embedder=Broken()).wrap(upstream.client())
     vectors, reply = await embed(client, ["one"])
     assert len(vectors[0]) == 1536
-    assert info(reply).status == "bypass"
-    assert [e.dependency for e in events.of(DependencyFailed)] == ["embedder"]
+    assert info(reply).status == "miss"
+    assert not events.of(DependencyFailed)
 
 
 async def test_headers_and_query_of_call_and_client_are_part_of_the_key(cache, upstream):
@@ -204,12 +204,12 @@ async def test_vectors_are_stored_a_few_at_a_time(cache, client):
     engine = cache._engine
 
     class Counting:
-        async def store(self, *args, **kwargs):
+        async def keep(self, *args, **kwargs):
             nonlocal under_way, most
             under_way += 1
             most = max(most, under_way)
             try:
-                return await engine.store(*args, **kwargs)
+                return await engine.keep(*args, **kwargs)
             finally:
                 under_way -= 1
 

@@ -1,11 +1,16 @@
 """What the guards keep of a prompt where its text is not kept."""
 
+import json
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_cache._core.guards import analyse, compare, objection, pack, unpack
 from llm_cache._core.signature import SIGNATURE_BYTES
+
+DATA = Path(__file__).parent.parent / "data"
 
 
 @pytest.mark.parametrize(
@@ -19,8 +24,51 @@ from llm_cache._core.signature import SIGNATURE_BYTES
         "",
     ],
 )
-def test_a_stored_signature_holds_all_that_is_looked_at(prompt):
-    assert unpack(pack(prompt)) == analyse(prompt)
+def test_a_stored_signature_is_the_prompt_to_whoever_asks_the_same(prompt):
+    signature = analyse(prompt)
+    said = compare(signature, unpack(pack(prompt)))
+    assert said == compare(signature, signature)
+
+
+SIGNED_PAIRS = [
+    *json.loads(f"[{','.join((DATA / 'trap_pairs.jsonl').read_text('utf-8').splitlines())}]"),
+    *json.loads(f"[{','.join((DATA / 'guard_pairs.jsonl').read_text('utf-8').splitlines())}]"),
+]
+
+
+def test_guards_decide_by_signatures_as_they_do_by_prompts():
+    apart = [
+        pair
+        for pair in SIGNED_PAIRS
+        if compare(analyse(pair["a"]), unpack(pack(pair["b"]))).objection
+        != objection(pair["a"], pair["b"])
+    ]
+    assert apart == []
+
+
+@pytest.mark.parametrize(
+    ("new", "cached", "reason"),
+    [
+        ("How do I frobnicate a widget?", "How do I unfrobnicate a widget?", "antonyms"),
+        ("How do I unfrobnicate a widget?", "How do I frobnicate a widget?", "antonyms"),
+        ("Is the frobless widget safe?", "Is the frobful widget safe?", "antonyms"),
+        ("Where is order 48213?", "Where is order 48214?", "numbers"),
+        ("Who is Arbuthnot Quill?", "Who is Peregrine Quill?", "names"),
+        ("Who is Arbuthnot Quill?", "Who is arbuthnot quill?", None),
+        ("Are they edible?", "Are they inedible?", "antonyms"),
+        ("Does il work?", "Does zzyzx work?", "relation"),
+    ],
+)
+def test_guards_know_words_by_their_hashes(new, cached, reason):
+    assert compare(analyse(new), unpack(pack(cached))).objection == reason
+
+
+def test_what_no_list_has_is_not_in_a_signature():
+    packed = pack("Did Arbuthnot Quill of Zzyzx pay invoice 48213 in 1987, and why not?")
+    shown = repr(unpack(packed)).lower()
+    assert "why" in shown
+    hidden = ("arbuthnot", "quill", "zzyzx", "48213", "1987")
+    assert [word for word in hidden if word in shown] == []
 
 
 @given(st.text(max_size=3000))
@@ -61,6 +109,28 @@ def test_what_is_no_signature_is_refused(packed):
 def test_what_the_words_do_not_show(a, b, reason):
     assert objection(a, b) == reason
     assert objection(b, a) == reason
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "reason"),
+    [
+        ("Kann ich die Karte sperren?", "Kann ich die Karte nicht sperren?", "negation"),
+        ("Wie öffne ich das Konto?", "Wie schließe ich das Konto?", "antonyms"),
+        ("Der Zug von Berlin nach Bonn?", "Der Zug von Bonn nach Berlin?", "order"),
+        ("Was kostet es für zwei Personen?", "Was kostet es für drei Personen?", "numbers"),
+        ("Wie ändere ich mein Passwort?", "Wie kann ich mein Passwort ändern?", None),
+        ("Comment ouvrir un compte ?", "Comment fermer un compte ?", "antonyms"),
+        ("Je peux payer avec ma carte ?", "Je ne peux pas payer avec ma carte ?", "negation"),
+        ("Où est la salle ouverte le lundi ?", "Où est la salle ouverte le mardi ?", "numbers"),
+        ("¿Cómo puedo abrir una cuenta?", "¿Cómo puedo cerrar una cuenta?", "antonyms"),
+        ("¿Qué puedo comer con mi perro?", "¿Qué no puedo comer con mi perro?", "negation"),
+    ],
+)  # fmt: skip
+def test_guards_read_each_language_with_its_own_lists(a, b, reason):
+    assert objection(a, b) == reason
+    assert (objection(b, a) is None) == (reason is None)
+    assert not compare(analyse(a), analyse(b)).is_listed
+    assert compare(analyse(a), unpack(pack(b))).objection == reason
 
 
 @pytest.mark.parametrize(

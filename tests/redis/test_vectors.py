@@ -5,6 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 
+from llm_cache._core.kept import Kept
 from llm_cache._core.keys import Keys
 from llm_cache._core.vectors import check_vectors
 from llm_cache._redis import vectors
@@ -46,7 +47,9 @@ async def fill(connection, store, scope: str, rows: np.ndarray, ttl_ms: int = 60
     pipeline = connection.client.pipeline(transaction=False)
     for i, row in enumerate(rows):
         digest = f"{scope}{i}".ljust(32, "x")
-        key, fields = store.entry(digest=digest, scope=scope, vector=row, prompt=f"{scope} {i}")
+        key, fields = store.entry(
+            digest=digest, scope=scope, vector=row, kept=Kept(f"{scope} {i}")
+        )
         pipeline.hset(key, items=fields)
         pipeline.pexpire(key, ttl_ms)
     await pipeline.execute()
@@ -183,29 +186,67 @@ def test_dimensions_have_limits(connection, namespace, dimensions):
         VectorStore(connection, Keys(namespace), space="s", dimensions=dimensions)
 
 
+@pytest.fixture
+def reader():
+    nowhere = Connection("redis://nowhere", max_connections=1, timeout_s=1)
+    return VectorStore(nowhere, Keys("n"), space="f", dimensions=DIMENSIONS)
+
+
 REPLY = [1, b"n:s:f:{aa}:0", [b"scope", b"s", b"distance", b"0.25", b"prompt", b"p"]]
 
 
-def test_reply_is_read():
-    (candidate,) = vectors._candidates(REPLY, "s")
+def test_reply_is_read(reader):
+    (candidate,) = reader._candidates(REPLY, "s")
     assert (candidate.digest, candidate.prompt, candidate.similarity) == ("aa", "p", 0.75)
 
 
-def test_row_of_another_scope_is_dropped():
-    assert vectors._candidates(REPLY, "t") == []
+def test_row_of_another_scope_is_dropped(reader):
+    assert reader._candidates(REPLY, "t") == []
 
 
 @pytest.mark.parametrize("reply", [[1, b"n:s:f:{aa}:0", None], [1, b"n:s:f:{aa}:0", []], [0]])
-def test_row_that_expired_meanwhile_is_no_candidate(reply):
-    assert vectors._candidates(reply, "s") == []
+def test_row_that_expired_meanwhile_is_no_candidate(reader, reply):
+    assert reader._candidates(reply, "s") == []
 
 
-def test_rows_in_any_order_are_sorted():
+def test_reply_of_resp3_is_read(reader):
+    fields = {b"scope": b"s", b"distance": b"0.25", b"prompt": b"p"}
+    rows = [{b"id": b"n:s:f:{aa}:0", b"extra_attributes": fields, b"values": []}]
+    (candidate,) = reader._candidates({b"total_results": 1, b"results": rows}, "s")
+    assert (candidate.digest, candidate.prompt, candidate.similarity) == ("aa", "p", 0.75)
+
+
+@pytest.mark.parametrize(
+    ("key", "distance"),
+    [
+        (b"m:s:f:{aa}:0", b"0.25"),
+        (b"n:s:g:{aa}:0", b"0.25"),
+        (b"n:s:f:{aa}:1", b"0.25"),
+        (b"n:s:f:{aa}:0", b"nan"),
+        (b"n:s:f:{aa}:0", b"-inf"),
+        (b"n:s:f:{aa}:0", b"-0.02"),
+        (b"n:s:f:{aa}:0", b"2.02"),
+    ],
+)
+def test_row_that_cannot_be_ours_is_no_candidate(reader, key, distance):
+    assert reader._candidates([1, key, [b"scope", b"s", b"distance", distance]], "s") == []
+
+
+OF_NO_KEY = [1, 2, [b"scope", b"s", b"distance", b"0.1"]]
+
+
+@pytest.mark.parametrize("reply", [7, {}, [1, b"n:s:f:{aa}:0"], OF_NO_KEY])
+def test_reply_to_something_else_is_an_error_of_ours(reader, reply):
+    with pytest.raises(StoreUnavailable, match="something else"):
+        reader._candidates(reply, "s")
+
+
+def test_rows_in_any_order_are_sorted(reader):
     def row(key: bytes, distance: bytes) -> list[object]:
         return [key, [b"scope", b"s", b"distance", distance, b"prompt", b"p"]]
 
-    reply = [2, *row(b"n:{far}:0", b"0.4"), *row(b"n:{near}:0", b"0.1")]
-    assert [c.digest for c in vectors._candidates(reply, "s")] == ["near", "far"]
+    reply = [2, *row(b"n:s:f:{far}:0", b"0.4"), *row(b"n:s:f:{near}:0", b"0.1")]
+    assert [c.digest for c in reader._candidates(reply, "s")] == ["near", "far"]
 
 
 @pytest.mark.parametrize("size_is_known", [False, True])

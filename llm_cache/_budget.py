@@ -1,0 +1,76 @@
+"""What the cache may add to one call: all its steps together draw on one budget."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+from llm_cache._deadline import arm
+from llm_cache.errors import OverBudget
+
+
+class Budget:
+    """Seconds that the cache may still add to one call.
+
+    Made when the exact layer has not answered: an exact hit needs none, its one round trip is
+    bounded by itself.
+    """
+
+    __slots__ = ("_ends_s", "_scope", "_timer", "left_s")
+
+    def __init__(self, left_s: float) -> None:
+        self.left_s = max(0.0, left_s)
+        """What is left, while nothing draws on it."""
+        self._ends_s = 0.0
+        self._scope: asyncio.Timeout | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether it has run out for what draws on it now, which is being cancelled for that."""
+        return self._scope is not None and self._scope.expired()
+
+    @asynccontextmanager
+    async def drawn_on(self) -> AsyncIterator[None]:
+        """Let the block take what is left, and no more.
+
+        Raises:
+            OverBudget: it ran out; the block was cancelled.
+        """
+        loop = asyncio.get_running_loop()
+        self._scope = asyncio.timeout(None)
+        self._go_on(self.left_s)
+        try:
+            async with self._scope:
+                yield
+        except TimeoutError as error:
+            if not self.is_spent:
+                raise
+            raise OverBudget("the cache has added added_latency_budget_s to this call") from error
+        finally:
+            self._stop()
+            self._scope = None
+            self.left_s = max(0.0, self._ends_s - loop.time())
+
+    @contextmanager
+    def spared(self) -> Iterator[None]:
+        """Let the block take as long as it does: it waits for what is not the cache's doing."""
+        if self._scope is None or self.is_spent:
+            yield
+            return
+        left_s = self._ends_s - asyncio.get_running_loop().time()
+        self._stop()
+        try:
+            yield
+        finally:
+            self._go_on(left_s)
+
+    def _go_on(self, left_s: float) -> None:
+        self._ends_s = asyncio.get_running_loop().time() + left_s
+        if self._scope is not None:
+            self._timer = arm(self._scope, self._ends_s)
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()

@@ -1,0 +1,153 @@
+"""Damaged replies to a search: no candidates or an error of ours, never another scope's entry."""
+
+import random
+from math import isfinite
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llm_cache._core.encryption import Cipher
+from llm_cache._core.hit_policy import ThresholdPolicy, decide
+from llm_cache._core.kept import Kept
+from llm_cache._core.keys import Keys
+from llm_cache._redis.connection import Connection
+from llm_cache._redis.vectors import VectorStore
+from llm_cache.errors import StoreError
+from tests.fuzz.mutation import JUNK, broken
+
+SIZES = [
+    pytest.param(5_000, id="quick"),
+    pytest.param(50_000, id="full", marks=[pytest.mark.heavy, pytest.mark.timeout(3600)]),
+]
+"""Replies of each shape: 100,000 together when in full."""
+CIPHER = Cipher([bytes(32)], namespace="n")
+KEYS, SPACE, SCOPE = Keys("n"), "space", "mine"
+PROMPT = "How do I reset my password?"
+ROWS = [
+    (scope, name * 28) for scope, names in ((SCOPE, "abc"), ("theirs", "def")) for name in names
+]
+MINE = {digest for scope, digest in ROWS if scope == SCOPE}
+
+
+def fields(scope: str, digest: str, at: int, cipher: Cipher | None) -> list[Any]:
+    prompt = Kept(f"{PROMPT} {digest}").field(cipher, SPACE, scope, digest)
+    return [b"scope", scope.encode(), b"distance", b"0.0%d" % at, b"prompt", prompt]
+
+
+def reply_of(protocol: int, cipher: Cipher | None) -> Any:
+    """Return what a search answers: rows of the scope that asks, and of another."""
+    names = [KEYS.entry(SPACE, digest).encode() for _, digest in ROWS]
+    rows = [fields(*row, at, cipher) for at, row in enumerate(ROWS)]
+    if protocol == 2:
+        return [len(rows), *(part for pair in zip(names, rows, strict=True) for part in pair)]
+    return {
+        b"total_results": len(rows),
+        b"results": [
+            {
+                b"id": name,
+                b"extra_attributes": dict(zip(row[::2], row[1::2], strict=True)),
+                b"values": [],
+            }
+            for name, row in zip(names, rows, strict=True)
+        ],
+        b"warning": [],
+    }
+
+
+def damaged(draw: random.Random, reply: Any) -> Any:
+    """Return *reply* broken, its rows as wholes: that a name belongs to the fields behind it is
+    what the server says, and nothing else in them would tell.
+    """
+    if not isinstance(reply, list) or draw.random() < 0.1:
+        return broken(draw, reply) if isinstance(reply, dict) else draw.choice(JUNK)
+    rows: list[Any] = list(zip(reply[1::2], reply[2::2], strict=True))
+    at = draw.randrange(len(rows))
+    rows[at] = (rows[at][0], broken(draw, rows[at][1]))
+    parts = broken(draw, [(reply[0],), *rows]) if draw.random() < 0.5 else [(reply[0],), *rows]
+    if not isinstance(parts, list):
+        return parts
+    flat = [part for row in parts for part in (row if isinstance(row, tuple) else [row])]
+    if flat and draw.random() < 0.3:
+        start = draw.randrange(len(flat))
+        flat[start : start + draw.choice((0, 1))] = [draw.choice(JUNK)] * draw.choice((0, 1))
+    return flat
+
+
+class Answering:
+    """Stands for the line to Redis: answers every command with what it was given."""
+
+    def __init__(self, answer: Any, counted: Any) -> None:
+        self.answer, self.counted = answer, counted
+
+    async def execute_all(self, *commands: Any) -> list[Any]:
+        return [self.answer if c[0] == "FT.SEARCH" else self.counted for c in commands]
+
+    async def execute(self, *_: Any) -> Any:
+        return b"OK"
+
+
+def store(cipher: Cipher | None) -> VectorStore:
+    nowhere = Connection("redis://nowhere", max_connections=1, timeout_s=1)
+    return VectorStore(nowhere, KEYS, space=SPACE, dimensions=4, cipher=cipher)
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.parametrize("count", SIZES)
+async def test_broken_reply_yields_entries_of_the_scope_or_an_error_of_ours(protocol, count):
+    vector = np.full(4, 0.5, dtype=np.float32)
+    intact, policy = reply_of(protocol, None), ThresholdPolicy(0.5)
+    for seed in range(count):
+        draw = random.Random(seed)
+        vectors = store(None)
+        answer, counted = damaged(draw, intact), broken(draw, [1, [], []])
+        vectors.line = Answering(answer, counted)  # type: ignore[assignment]
+        try:
+            candidates = await vectors.nearest(SCOPE, vector, limit=4)
+        except StoreError:
+            continue
+        assert {c.digest for c in candidates} <= MINE, seed
+        assert all(isfinite(c.similarity) and c.similarity <= 1.01 for c in candidates), seed
+        assert len(candidates) <= 4, seed
+        decide(PROMPT, candidates, policy)
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+async def test_parts_of_one_row_in_another_do_not_pass_where_prompts_are_encrypted(protocol):
+    intact, reader = reply_of(protocol, CIPHER), store(CIPHER)
+    prompts = {digest: f"{PROMPT} {digest}" for _, digest in ROWS}
+    for seed in range(5_000):
+        draw = random.Random(seed)
+        try:
+            candidates = reader._candidates(shuffled(draw, intact), SCOPE)
+        except StoreError:
+            continue
+        assert {c.digest for c in candidates} <= MINE, seed
+        assert all(c.prompt == prompts[c.digest] for c in candidates), seed
+
+
+def shuffled(draw: random.Random, reply: Any) -> Any:
+    """Return *reply* with names or fields of its rows exchanged."""
+    return _shuffled_rows(draw, reply) if isinstance(reply, dict) else _shuffled_list(draw, reply)
+
+
+def _shuffled_list(draw: random.Random, reply: list[Any]) -> list[Any]:
+    names, rows = list(reply[1::2]), [list(row) for row in reply[2::2]]
+    i, j = draw.sample(range(len(rows)), 2)
+    if at := draw.choice((0, 1, 3, 5)):
+        rows[i][at], rows[j][at] = rows[j][at], rows[i][at]
+    else:
+        names[i], names[j] = names[j], names[i]
+    return [reply[0], *(part for pair in zip(names, rows, strict=True) for part in pair)]
+
+
+def _shuffled_rows(draw: random.Random, reply: dict[bytes, Any]) -> dict[bytes, Any]:
+    found = [dict(row[b"extra_attributes"]) for row in reply[b"results"]]
+    rows = [
+        {**row, b"extra_attributes": fields}
+        for row, fields in zip(reply[b"results"], found, strict=True)
+    ]
+    name = draw.choice((b"id", b"scope", b"distance", b"prompt"))
+    one, two = draw.sample(rows if name == b"id" else found, 2)
+    one[name], two[name] = two[name], one[name]
+    return {**reply, b"results": rows}
