@@ -140,7 +140,7 @@ def _row(
     before = [c for c in calls if c.start_s >= times.calm and c.end_s < times.broken]
     after = [c for c in calls if c.start_s > times.whole]
     rate, rate_after = _hit_rate(before), _hit_rate(after)
-    budget_s = getattr(stage.caches[0].config, "added_latency_budget_s", 0.25)
+    budget_s = stage.caches[0].config.added_latency_budget_s
     row: Row = {
         "scenario": scenario.name,
         "about": scenario.about,

@@ -72,7 +72,13 @@ class Walk(RuleBasedStateMachine):
         embedder = FakeEmbedder()
         for one, other in QUESTIONS:
             embedder.similar(one, other, 0.95)
-        config = CacheConfig(namespace=f"t.{uuid.uuid4().hex}", ttl_s=TTL_S)
+        config = CacheConfig(
+            namespace=f"t.{uuid.uuid4().hex}",
+            ttl_s=TTL_S,
+            # Nothing is bypassed because this machine is busy.
+            redis_timeout_s=20.0,
+            added_latency_budget_s=20.0,
+        )
         self.caches = [
             LLMCache(
                 self.server.url,
