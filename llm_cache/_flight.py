@@ -121,6 +121,14 @@ class SharedRun(Generic[_T]):
                     task.cancel()
                     await asyncio.wait([task])
 
+    async def drop(self) -> None:
+        """Cancel the task that is under way, if nobody waits for it."""
+        task = self._task
+        if task is not None and not self._waiting[task]:
+            # At once: whoever comes next must see that it was given up.
+            task.cancel()
+            await asyncio.wait([task])
+
     async def settle(self, *, wait_s: float | None = None) -> None:
         """Wait until the task that is under way has ended; cancel it after *wait_s* seconds."""
         if self._task is not None:

@@ -11,9 +11,11 @@ from llm_cache._budget import Budget
 from llm_cache._core.breaker import Breaker, Limits
 from llm_cache.errors import (
     DependencySkipped,
+    EmbedderError,
     EmbedderTimeout,
     LLMCacheError,
     StoreTimeout,
+    StoreUnavailable,
 )
 from llm_cache.events import BreakerChanged, Event
 
@@ -70,16 +72,19 @@ class Guard:
             self._last_error = None
             self._tell(BreakerChanged(self.dependency, self.state))
 
-    def failed(self, ticket: int, error: Exception) -> None:
-        """Take in that it did not."""
+    def failed(self, ticket: int | None, error: Exception) -> None:
+        """Take in that it did not; without a ticket it was not asked."""
+        if ticket is None:
+            return
         self._last_error = error
         is_timeout = isinstance(error, StoreTimeout | EmbedderTimeout)
         if self._breaker.fail(ticket, self._clock(), is_timeout=is_timeout):
             self._tell(BreakerChanged(self.dependency, self.state, error))
 
-    def left(self, ticket: int) -> None:
+    def left(self, ticket: int | None) -> None:
         """Take in that whoever asked went away before there was an answer."""
-        self._breaker.leave(ticket, self._clock())
+        if ticket is not None:
+            self._breaker.leave(ticket, self._clock())
 
     @contextmanager
     def asked(self, budget: Budget | None = None) -> Iterator[None]:
@@ -100,10 +105,25 @@ class Guard:
         except LLMCacheError as error:
             self.failed(ticket, error)
             raise
+        except TimeoutError:
+            # The caller's own. Those of the dependency come as its errors.
+            self.left(ticket)
+            raise
+        except Exception as error:
+            # Whatever a damaged reply has broken here must not reach a caller.
+            broken = self.broken(error)
+            self.failed(ticket, broken)
+            raise broken from error
         except BaseException:
             self.left(ticket)
             raise
         self.worked(ticket)
+
+    def broken(self, error: Exception) -> LLMCacheError:
+        """Return the error of a dependency whose answer nobody understood."""
+        kind = EmbedderError if self.dependency == EMBEDDER else StoreUnavailable
+        # What it answered may be a prompt, and is not shown.
+        return kind(f"{self.dependency} answered nonsense: {type(error).__name__}")
 
     def used_up(self, ticket: int, seconds: float) -> None:
         """Take in that the budget of a call ran out when it had waited for *seconds*.

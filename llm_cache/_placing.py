@@ -9,10 +9,11 @@ from typing import Any
 
 from llm_cache._background import Background, done_within
 from llm_cache._budget import Budget
+from llm_cache._core.breaker import State
 from llm_cache._embedding import blames_text
 from llm_cache._health import Guard
 from llm_cache._semantic import Place
-from llm_cache.errors import CacheClosed, EmbedderError
+from llm_cache.errors import CacheClosed, EmbedderError, LLMCacheError
 
 
 class Placing:
@@ -64,11 +65,15 @@ class Placing:
         try:
             await asyncio.wait([self._task])
         except asyncio.CancelledError:
-            if budget is not None and budget.is_spent:
+            # A probe is not given up with its call: it says by itself how it ends.
+            if budget is not None and budget.is_spent and self._guard.state == State.CLOSED:
                 self._guard.used_up(self._ticket, time.monotonic() - self._began_s)
             raise
         if self._task.cancelled():
             raise CacheClosed("the cache was closed while this call was under way")
+        error = self._task.exception()
+        if isinstance(error, Exception) and not isinstance(error, LLMCacheError):
+            raise self._guard.broken(error) from error
         return self._task.result()
 
     async def ended(self, wait_s: float) -> None:

@@ -338,6 +338,11 @@ class SemanticLayer:
         """
         await self._embeddings.aclose()
         await self._opening.settle(wait_s=0)
+        await self.reset()
+
+    async def reset(self) -> None:
+        """Undo `open`. Whoever is waiting for an embedding gets it all the same."""
+        await self._opening.drop()
         vectors, self._vectors = self._vectors, None
         decisions, self._decisions = self._decisions, None
         if decisions is not None:

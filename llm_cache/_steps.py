@@ -85,21 +85,22 @@ class Steps:
         """
         if call.terms.bypass is not None:
             return call.terms.bypass
-        redis = self._health.redis
+        redis, ticket = self._health.redis, None
         try:
             ticket = redis.admit()
-        except DependencySkipped as error:
-            return self._without_redis(call, error)
-        try:
             if (connected := self._ready()) is not None:
                 await connected
             found = await self._exact.lookup(call.digest, call.text, since_s=started_s)
-        except (StoreError, EmbedderError) as error:
+        except (StoreError, DependencySkipped) as error:
             redis.failed(ticket, error)
             return self._without_redis(call, error)
-        except BaseException:
+        except (LLMCacheError, asyncio.CancelledError):
             redis.left(ticket)
             raise
+        except Exception as error:  # noqa: BLE001 - a damaged reply must not reach a caller
+            broken = redis.broken(error)
+            redis.failed(ticket, broken)
+            return self._without_redis(call, broken)
         redis.worked(ticket)
         if found.entry is not None and self.accepts(call, found.entry):
             if self._config.shadow:

@@ -122,6 +122,7 @@ class CachedEmbeddings(AsyncEmbeddings):
         """Return an answer or `None` for each call, and the epoch; no epoch if Redis failed."""
         if calls[0].terms.bypass is not None:
             return [None] * len(calls), None
+        self._cache._check_use()  # noqa: SLF001
         lookups = await self._cache._engine.look_up_many(calls)  # noqa: SLF001
         if lookups is None:
             return [None] * len(calls), None

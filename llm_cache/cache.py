@@ -283,10 +283,13 @@ class LLMCache:
 
     async def _disconnect(self) -> None:
         """Undo what an opening has done that failed."""
-        await self._connecting.settle(wait_s=0)
+        await self._connecting.drop()
+        if self._connecting.is_running or self._exact.is_in_use:
+            # Calls have opened the cache on their own behalf, and go on with it.
+            return
         self._is_connected = False
         await self._statistics.stop()
-        await self._semantic.aclose()
+        await self._semantic.reset()
         await self._exact.aclose()
         await self._connection.aclose()
         self._loop = None

@@ -46,6 +46,8 @@ class Embedder(Protocol):
     - `max_in_flight: int | None`: most calls of `embed` at a time; further texts wait and travel
       together. 4 where it is missing. `None` hands over every text as it comes, for an embedder
       that queues and batches for itself, as one on this machine does.
+    - `async open()`: makes it ready, so that the first call need not wait for that. Called when
+      the cache opens, and again after a failure.
     - `isolated_threshold: float`: a lower `similarity_threshold`, for a candidate that stands
       alone, with no other entry near it.
     - `is_free: bool`: whether nothing is paid for its vectors. `False` where it is missing.

@@ -14,6 +14,7 @@ from llm_cache._core.counts import HITS, OTHER, bounded
 from llm_cache._core.types import CacheStatus
 from llm_cache.errors import MissingExtra
 from llm_cache.events import (
+    BreakerChanged,
     CallEnded,
     CandidateVerified,
     DecisionCompared,
@@ -108,6 +109,18 @@ class PrometheusHook:
             "Failures of Redis and the embedder; the caller was served all the same.",
             ["dependency", "operation"],
         )
+        self._breaker_changes = counter(
+            "llm_cache_breaker_changes_total",
+            "Dependencies left alone because they kept failing (open), or found again (closed).",
+            ["dependency", "state"],
+        )
+        self._breaker_open = prometheus.Gauge(
+            "llm_cache_breaker_open",
+            "Processes that leave the dependency alone.",
+            ["dependency"],
+            registry=target,
+            multiprocess_mode="livesum",
+        )
         self._verified = counter(
             "llm_cache_verifications_total",
             "Candidates in the grey band that the verifier was asked about.",
@@ -132,6 +145,7 @@ class PrometheusHook:
             CallEnded: self._call_ended,
             StoreSkipped: self._store_skipped,
             DependencyFailed: self._dependency_failed,
+            BreakerChanged: self._breaker_changed,
             TextsEmbedded: self._texts_embedded,
             CandidateVerified: self._candidate_verified,
             DecisionCompared: self._decision_compared,
@@ -185,6 +199,10 @@ class PrometheusHook:
 
     def _dependency_failed(self, event: DependencyFailed) -> None:
         self._failures.labels(event.dependency, event.operation).inc()
+
+    def _breaker_changed(self, event: BreakerChanged) -> None:
+        self._breaker_changes.labels(event.dependency, event.state).inc()
+        self._breaker_open.labels(event.dependency).set(event.state != "closed")
 
     def _texts_embedded(self, event: TextsEmbedded) -> None:
         model = self._model(event.model)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from llm_cache._core.counts import HITS, bounded
 from llm_cache._core.types import CacheStatus
 from llm_cache.errors import MissingExtra
-from llm_cache.events import CallEnded, DependencyFailed, Event, TextsEmbedded
+from llm_cache.events import BreakerChanged, CallEnded, DependencyFailed, Event, TextsEmbedded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,7 +48,7 @@ class OpenTelemetryHook:
         MissingExtra: `opentelemetry-api` is not installed.
     """
 
-    hears = (CallEnded, TextsEmbedded, DependencyFailed)
+    hears = (CallEnded, TextsEmbedded, DependencyFailed, BreakerChanged)
 
     def __init__(
         self,
@@ -98,6 +98,11 @@ class OpenTelemetryHook:
             unit="{failure}",
             description="Failures of Redis and the embedder; the caller was served all the same.",
         )
+        self._breakers = meter.create_counter(
+            "llm_cache.breaker.changes",
+            unit="{change}",
+            description="Dependencies left alone because they kept failing, or found again.",
+        )
 
     def __call__(self, event: Event, /) -> None:
         """Make spans and metrics of *event*."""
@@ -107,6 +112,8 @@ class OpenTelemetryHook:
             self._texts_embedded(event)
         elif isinstance(event, DependencyFailed):
             self._dependency_failed(event)
+        elif isinstance(event, BreakerChanged):
+            self._breaker_changed(event)
 
     def _call_ended(self, event: CallEnded) -> None:
         cached: Attributes = {
@@ -159,6 +166,11 @@ class OpenTelemetryHook:
         }
         self._failures.add(1, told)
         self._trace.get_current_span().add_event("llm_cache.failure", told)
+
+    def _breaker_changed(self, event: BreakerChanged) -> None:
+        told = {"llm_cache.dependency": event.dependency, "llm_cache.state": event.state}
+        self._breakers.add(1, told)
+        self._trace.get_current_span().add_event("llm_cache.breaker", told)
 
     def _span(self, operation: str, model: str, duration_s: float, details: Attributes) -> None:
         ended_ns = time.time_ns()

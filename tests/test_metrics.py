@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from llm_cache import Price
 from llm_cache.errors import MissingExtra, StoreUnavailable
 from llm_cache.events import (
+    BreakerChanged,
     CallEnded,
     CandidateVerified,
     DecisionCompared,
@@ -118,6 +119,17 @@ def test_failures_and_refusals_are_counted(registry, hook):
     assert value("failures_total", dependency="redis", operation="store") == 1
     assert value("not_stored_total", reason="length", model="gpt-4o-mini") == 1
     assert value("embedding_tokens_total", model="small") == 12
+
+
+def test_breakers_are_told_by_their_state(registry, hook):
+    def value(name: str, **labels: str) -> Any:
+        return registry.get_sample_value(f"llm_cache_breaker_{name}", labels)
+
+    hook(BreakerChanged("redis", "open", StoreUnavailable("secret")))
+    assert value("open", dependency="redis") == 1
+    hook(BreakerChanged("redis", "closed"))
+    assert value("open", dependency="redis") == 0
+    assert value("changes_total", dependency="redis", state="open") == 1
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch):

@@ -18,7 +18,7 @@ from opentelemetry.semconv._incubating.metrics import gen_ai_metrics
 from opentelemetry.semconv.attributes import error_attributes
 
 from llm_cache.errors import MissingExtra, StoreUnavailable
-from llm_cache.events import CallEnded, DependencyFailed, TextsEmbedded
+from llm_cache.events import BreakerChanged, CallEnded, DependencyFailed, TextsEmbedded
 from llm_cache.tracing import OpenTelemetryHook
 
 
@@ -168,6 +168,7 @@ def test_names_are_those_of_the_conventions(exporter, make_hook, reader):
     hook(ended())
     hook(TextsEmbedded("m", 1, 9, is_estimate=False, duration_s=0.1))
     hook(DependencyFailed("redis", "store", StoreUnavailable("")))
+    hook(BreakerChanged("redis", "open", StoreUnavailable("")))
 
     spans = exporter.get_finished_spans()
     used = {name for span in spans for name in span.attributes or {}}
@@ -175,6 +176,7 @@ def test_names_are_those_of_the_conventions(exporter, make_hook, reader):
     used |= {name for series in told.values() for point in series for name in point.attributes}
     assert theirs(used) <= names(gen_ai_attributes) | names(error_attributes)
     assert theirs(told) <= names(gen_ai_metrics)
+    assert [point.value for point in told["llm_cache.breaker.changes"]] == [1]
 
 
 def names(module: ModuleType) -> set[str]:

@@ -38,7 +38,7 @@ class Limits:
     timeouts_last_s: float = 1.0
     open_s: float = 1.0
     """Seconds from opening to the first probe, and from a probe that failed to the next."""
-    probe_s: float = 10.0
+    probe_s: float = 5.0
     """Seconds after which a probe that nobody has told the end of no longer counts."""
 
 
@@ -59,20 +59,20 @@ class _Streak:
 class Breaker:
     """Whether one dependency is asked. Whoever is let through tells how it went."""
 
-    __slots__ = ("_limits", "_refusals", "_since_s", "_timeouts", "generation", "state")
+    __slots__ = (
+        *("_limits", "_refusals", "_since_s", "_timeouts"),
+        *("generation", "is_quiet", "state"),
+    )
 
     def __init__(self, limits: Limits = Limits()) -> None:
         self._limits = limits
         self.state = State.CLOSED
         self.generation = 0
+        self.is_quiet = True
+        """Whether it is closed, and nothing has failed since the last success."""
         self._since_s = 0.0
         """When it opened, or when the probe was let through."""
         self._forget()
-
-    @property
-    def is_quiet(self) -> bool:
-        """Whether it is closed, and nothing has failed since the last success."""
-        return self.state is State.CLOSED and not self._refusals.count and not self._timeouts.count
 
     def admit(self, now_s: float) -> int | None:
         """Return the generation in which somebody may ask the dependency; `None` for not now.
@@ -104,6 +104,7 @@ class Breaker:
         if self.state is not State.CLOSED:
             self._move(State.OPEN, now_s)
             return False
+        self.is_quiet = False
         (self._timeouts if is_timeout else self._refusals).add(now_s)
         limits = self._limits
         if not (
@@ -127,5 +128,6 @@ class Breaker:
         self._forget()
 
     def _forget(self) -> None:
+        self.is_quiet = self.state is State.CLOSED
         self._refusals = _Streak()
         self._timeouts = _Streak()

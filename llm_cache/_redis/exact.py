@@ -68,6 +68,11 @@ class ExactStore:
             connection, keys.epoch, timeout_s=timeout_s
         )
 
+    @property
+    def is_in_use(self) -> bool:
+        """Whether anything has been looked up."""
+        return self._reads.is_in_use
+
     async def aclose(self) -> None:
         """Tell Redis what it was not told yet, and let go of the connection for reads."""
         await self._sliding.aclose()

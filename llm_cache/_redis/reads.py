@@ -61,6 +61,11 @@ class CoalescedReads:
         self._drain: asyncio.Task[None] | None = None
         self._line: Any = None
 
+    @property
+    def is_in_use(self) -> bool:
+        """Whether anything has been read."""
+        return self._line is not None or self._is_busy
+
     async def get(self, key: str) -> Read:
         """Return the values of *key* and of the companion. At most one round trip of its own.
 
@@ -255,8 +260,7 @@ async def _get_together(line: AbstractConnection, keys: Sequence[str]) -> list[b
     command: tuple[Any, ...] = ("MGET", *keys)
     # hiredis packs in an eighth of the time that the connection takes.
     await line.send_packed_command(pack_command(command), check_health=False)
-    values: list[bytes | None] = await line.read_response()
-    return values
+    return _checked(await line.read_response(), len(keys))
 
 
 async def _get_each(line: AbstractConnection, keys: Sequence[str]) -> list[Any]:
@@ -272,6 +276,12 @@ async def _get_each(line: AbstractConnection, keys: Sequence[str]) -> list[Any]:
             # The next reply has to be read all the same.
             values.append(error)
     return [*values, None]
+
+
+def _checked(reply: Any, count: int) -> list[bytes | None]:
+    if type(reply) is not list or len(reply) != count:
+        raise RedisConnectionError("the reply to MGET has another shape")
+    return reply
 
 
 def _closed() -> StoreUnavailable:

@@ -13,6 +13,7 @@ import typer
 
 from llm_cache import CacheConfig
 from llm_cache.cli.caches import Models, cache_for
+from llm_cache.cli.export import PATIENCE_S
 from llm_cache.cli.failures import LastFailure
 from llm_cache.cli.options import (
     NAMESPACE,
@@ -81,7 +82,8 @@ def warm(
     if ttl is not None:
         settings["ttl_s"] = ttl
     models = Models(model, base_url, is_local=local)
-    config = models.make_config(system=system, **settings)
+    # Nobody waits for a single answer here.
+    config = models.make_config(system=system, added_latency_budget_s=PATIENCE_S, **settings)
     # All of the file is read before the first call: a mistake in its last line is told now.
     total = sum(1 for _ in read_prompts(file))
     defaults: dict[str, Any] = {} if tenant is None else {"tenant": tenant}

@@ -142,6 +142,20 @@ async def test_embedder_that_is_slow_but_answers_is_not_left_alone(make_cache, e
     assert cache.stats()["breakers"]["embedder"] == "closed"
 
 
+async def test_embedder_that_is_slow_is_found_again_after_an_outage(make_cache, embedder):
+    cache = await make_cache(added_latency_budget_s=0.1).open()
+    embedder.fail_with = RuntimeError("down")
+    await until(cache, "embedder", "open")
+
+    embedder.fail_with = None
+    while cache.stats()["breakers"]["embedder"] != "closed":
+        embedder.gate = asyncio.Event()
+        await cache.chat("Is it back?", cache_control="no-cache")
+        embedder.gate.set()
+        while tasks := cache._engine._background.tasks:
+            await asyncio.gather(*tasks)
+
+
 @pytest.fixture
 async def plain_redis(make_cache):
     found = find_server()

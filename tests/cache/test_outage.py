@@ -74,6 +74,25 @@ async def test_callers_of_a_silent_redis_share_one_attempt(make_cache, upstream,
         await cache.aclose()
 
 
+@pytest.mark.parametrize(
+    "said", [b"*1\r\n$1\r\nx\r\n", b":7\r\n", b"*-1\r\n", b"$3\r\nabc\r\n", b"garbage\r\n"]
+)
+async def test_server_that_talks_nonsense_is_bypassed(make_cache, events, said):
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(4096):
+            writer.write(said)
+        writer.close()
+
+    async with await asyncio.start_server(talk, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        cache = make_cache(f"redis://127.0.0.1:{port}", redis_timeout_s=0.2)
+        reply = await cache.chat(QUESTION)
+        await cache.aclose()
+
+    assert (reply.status, reply.reason) == ("bypass", "redis")
+    assert len(events.of(DependencyFailed)) == 1
+
+
 async def test_opening_survives_a_caller_that_leaves(make_cache, gated):
     cache = make_cache(embedder=gated.embedder)
     leaving, staying = (asyncio.create_task(cache.open()) for _ in range(2))
@@ -102,6 +121,21 @@ async def test_opening_that_everybody_left_leaves_nothing_behind(make_cache, gat
     assert await again is cache
     assert (await cache.chat(QUESTION)).status == "miss"
     assert "llm_cache.open" not in {task.get_name() for task in asyncio.all_tasks()}
+
+
+async def test_opening_that_is_given_up_does_not_take_calls_along(make_cache, gated):
+    cache = make_cache(embedder=gated.embedder)
+    opening = asyncio.create_task(cache.open())
+    await gated.asked.wait()
+    call = asyncio.create_task(cache.chat(QUESTION))
+    while not cache._exact.is_in_use:  # noqa: ASYNC110 - it tells nobody
+        await asyncio.sleep(0)
+    opening.cancel()
+    await asyncio.gather(opening, return_exceptions=True)
+    gated.gate.set()
+
+    assert (await call).status in ("miss", "bypass")
+    assert (await cache.chat("another")).status in ("miss", "semantic")
 
 
 async def test_cache_that_is_closed_while_it_opens_says_so(make_cache, gated):
