@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import math
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+from redis.exceptions import RedisError
+
 from benchmarks.errors import BadInput
+from benchmarks.latency.stages import MeteredLoop
 from benchmarks.report.folder import write_report
 from benchmarks.results import Results
 from benchmarks.session import Session, redis_description, session
@@ -35,6 +39,17 @@ def add_options(parser: argparse.ArgumentParser, *, embedder: str = "local") -> 
     )
 
 
+def positive(text: str) -> float:
+    """Return the number in an option that must be above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"a number above 0, not {text!r}")
+    return number
+
+
 def measured(arguments: argparse.Namespace, measure: Measure) -> int:
     """Run *measure* and write its report, also when it is stopped or fails.
 
@@ -45,10 +60,16 @@ def measured(arguments: argparse.Namespace, measure: Measure) -> int:
         folder = Path(__file__).parent / "out" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
     results = Results(folder, seed=arguments.seed)
     try:
-        asyncio.run(_measured(arguments, measure, results))
+        with asyncio.Runner(loop_factory=MeteredLoop) as runner:
+            runner.run(_measured(arguments, measure, results))
     except BadInput as error:
         print(error, file=sys.stderr)
         return 2
+    except RedisError as error:
+        why = f"Redis stopped answering ({type(error).__name__}): what came before it is kept."
+        results.note(why)
+        print(why, file=sys.stderr)
+        return 1
     except (KeyboardInterrupt, asyncio.CancelledError):
         results.data["interrupted"] = True
     finally:

@@ -71,6 +71,10 @@ class Results:
             {"name": name, "ok": ok, "expected": expected, "measured": measured}
         )
 
+    def took(self, part: str, seconds: float) -> None:
+        """Note how long a part of the whole took."""
+        self.data.setdefault("parts_s", {})[part] = round(seconds, 1)
+
     def finish(self) -> None:
         """Note how long it took."""
         self.data["duration_s"] = round(time.monotonic() - self._started_s, 1)

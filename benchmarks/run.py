@@ -1,21 +1,24 @@
 """`run`: everything, and a report of it.
 
-`--quick` takes about three minutes, all of it half an hour; `--soak` adds 20 minutes at a steady
-rate.
+`--quick` takes about three minutes, and ten seconds or so for each peer that is installed; all of
+it takes half an hour. `--soak` adds 20 minutes at a steady rate, and their warm-up.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from benchmarks import side_by_side
-from benchmarks.command import add_options, measured
+from benchmarks.command import add_options, measured, positive
 from benchmarks.embedding import MeteredEmbedder, make_embedder
 from benchmarks.latency import command as latency
 from benchmarks.latency import self_test
 from benchmarks.load import command as load
 from benchmarks.load import soak_command as soak
+from benchmarks.peers.environments import PEERS, Peer
 from benchmarks.quality import command as hitrate
 from benchmarks.quality import savings
 from benchmarks.results import Results
@@ -28,8 +31,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     add_options(parser)
     parser.add_argument("--quick", action="store_true", help="about three minutes")
-    parser.add_argument("--soak", action="store_true", help="20 minutes at 70 %% of the knee, too")
+    parser.add_argument("--soak", action="store_true", help="a soak at 70 %% of the knee, too")
+    parser.add_argument("--soak-minutes", type=positive, default=20.0, help="default: 20")
     parser.add_argument("--only", type=_parts, default=PARTS, help=f"some of {','.join(PARTS)}")
+    parser.add_argument(
+        "--peers",
+        default="installed",
+        type=_beside,
+        help=f"none, installed, all, or some of {','.join(PEERS)}; default: installed. All and"
+        " names install what is not there from PyPI, each into an environment of its own",
+    )
+    parser.add_argument(
+        "--peer-seconds", type=positive, default=120.0, help="most that a peer may take"
+    )
     hitrate.add_stream_options(parser)
     load.add_load_options(parser)
     parser.add_argument("--upstream-delay-ms", type=float, default=0.0, help="of the latencies")
@@ -43,7 +57,11 @@ def run(arguments: argparse.Namespace) -> int:
             if session.stop.is_set():
                 return
             session.progress.say(f"--- {part}")
-            await _PARTS[part](arguments, session, results)
+            started_s = time.monotonic()
+            try:
+                await _PARTS[part](arguments, session, results)
+            finally:
+                results.took(part, time.monotonic() - started_s)
             results.save()  # what is done is done, whatever comes
 
     return measured(arguments, measure)
@@ -77,7 +95,7 @@ async def _soak(arguments: argparse.Namespace, session: Session, results: Result
         embedder="instant",
         ttl_s=60.0,
         rate=None if knee is None else 0.7 * knee,
-        minutes=20.0,
+        minutes=arguments.soak_minutes,
         warm_up_minutes=None,
     )
     await soak.soak(changed, session, results)
@@ -85,8 +103,13 @@ async def _soak(arguments: argparse.Namespace, session: Session, results: Result
 
 async def _peers(arguments: argparse.Namespace, session: Session, results: Results) -> None:
     embedder = MeteredEmbedder(await make_embedder(arguments.embedder), remembers=True)
-    plan = side_by_side.QUICK if arguments.quick else side_by_side.Plan()
-    await side_by_side.measure(session, results, plan, embedder)
+    peers, installs = arguments.peers
+    plan = replace(
+        side_by_side.QUICK if arguments.quick else side_by_side.Plan(),
+        seconds_each=arguments.peer_seconds,
+        installs=installs,
+    )
+    await side_by_side.measure(session, results, plan, embedder, peers)
 
 
 async def _savings(arguments: argparse.Namespace, session: Session, results: Results) -> None:
@@ -127,3 +150,17 @@ def _parts(text: str) -> tuple[str, ...]:
     if unknown:
         raise argparse.ArgumentTypeError(f"there is no {unknown[0]!r}: take of {','.join(PARTS)}")
     return parts
+
+
+def _beside(text: str) -> tuple[list[Peer], bool]:
+    """Return who is to be beside ours, and whether they are installed where they are not."""
+    if text == "none":
+        return [], False
+    if text in {"installed", "all"}:
+        return list(PEERS.values()), text == "all"
+    names = [name.strip() for name in text.split(",")]
+    unknown = [name for name in names if name not in PEERS]
+    if unknown:
+        known = f"none, installed, all, or some of {','.join(PEERS)}"
+        raise argparse.ArgumentTypeError(f"there is no {unknown[0]!r}: take {known}")
+    return [PEERS[name] for name in names], True

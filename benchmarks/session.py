@@ -142,7 +142,7 @@ async def forget(redis_url: str, namespace: str) -> None:
         with suppress(RedisError):  # without the search module there is no index either
             names = [n if isinstance(n, str) else n.decode() for n in await _indexes(client)]
             for name in names:
-                if name.startswith(f"{namespace}:"):
+                if name == namespace or name.startswith(f"{namespace}:"):
                     await client.execute_command("FT.DROPINDEX", name)
         batch: list[Any] = []
         async for key in client.scan_iter(match=f"{namespace}:*", count=1_000):

@@ -1,53 +1,72 @@
-"""Where the time of a call goes: told by the cache in its events, and seen from outside."""
+"""Where the time of a call goes, seen from outside: nothing is switched on in the cache for it."""
 
 from __future__ import annotations
 
+import asyncio
+import selectors
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.embedding import MeteredEmbedder
-from benchmarks.histograms import Latencies
 
 if TYPE_CHECKING:
     from redis import asyncio as redis_py
 
 
-class ToldStages:
-    """A hook that keeps the durations of stages from events that carry them.
+class MeteredLoop(asyncio.SelectorEventLoop):
+    """An event loop that knows how long it waited, and for what.
 
-    An event may have `stages`, a mapping of names to seconds, or be of one stage, with `stage` and
-    `duration_s`.
+    While calls are made one at a time, a loop that waits does so for the embedder, the model or
+    Redis. What stands around the first two says so in `waiting_for`; what remains is Redis.
     """
 
-    wants_stages = True
-
     def __init__(self) -> None:
-        self._kept: defaultdict[str, Latencies] = defaultdict(Latencies)
+        self.waiting_for = "redis"
+        self.waited_s: defaultdict[str, float] = defaultdict(float)
+        super().__init__(_MeteredSelector(self))
 
-    def __call__(self, event: Any, /) -> None:
-        """Keep what *event* tells."""
-        stages = getattr(event, "stages", None)
-        if isinstance(stages, Mapping):
-            for name, duration_s in stages.items():
-                self._kept[str(name)].add(duration_s)
-        stage = getattr(event, "stage", None)
-        if isinstance(stage, str):
-            self._kept[stage].add(event.duration_s)
+    def waited(self, timeout_s: float) -> None:
+        """Note that it waited so long."""
+        self.waited_s[self.waiting_for] += timeout_s
 
-    def take(self) -> dict[str, Latencies]:
-        """Return what was kept since the last time."""
-        taken, self._kept = dict(self._kept), defaultdict(Latencies)
-        return taken
+
+class _MeteredSelector(selectors.DefaultSelector):
+    def __init__(self, loop: MeteredLoop) -> None:
+        super().__init__()
+        self._loop = loop
+
+    def select(self, timeout: float | None = None) -> Any:
+        started_s = time.perf_counter()
+        events = super().select(timeout)
+        self._loop.waited(time.perf_counter() - started_s)
+        return events
+
+
+class AnnouncedEmbedder(MeteredEmbedder):
+    """Tells the loop that it waits for the embedder."""
+
+    def __init__(self, inner: MeteredEmbedder, loop: MeteredLoop) -> None:
+        super().__init__(inner)
+        self._loop = loop
+
+    async def embed(self, texts: Sequence[str]) -> Any:
+        """Return what *inner* does."""
+        self._loop.waiting_for = "embedding"
+        try:
+            return await super().embed(texts)
+        finally:
+            self._loop.waiting_for = "redis"
 
 
 class TimedClient:
     """Makes clients of the SDK whose requests are timed, from sending to the head's arrival."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: MeteredLoop) -> None:
+        self._loop = loop
         self.spent_s = 0.0
-        self.requests = 0
         self._sent_s = 0.0
 
     def make(self, base_url: str) -> Any:
@@ -55,11 +74,12 @@ class TimedClient:
         import openai
 
         async def sent(_request: Any) -> None:
+            self._loop.waiting_for = "upstream"
             self._sent_s = time.perf_counter()
 
         async def answered(_response: Any) -> None:
             self.spent_s += time.perf_counter() - self._sent_s
-            self.requests += 1
+            self._loop.waiting_for = "redis"
 
         http_client = openai.DefaultAsyncHttpxClient(
             trust_env=False,
@@ -100,53 +120,66 @@ class ServerCommands:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Meters:
+    """What there is to read while calls are made."""
+
+    loop: MeteredLoop
+    embedder: MeteredEmbedder
+    client: TimedClient
+
+    def read(self) -> tuple[float, float, float, int]:
+        """Return the seconds of embedding, of the model and of Redis, and the texts embedded."""
+        embedder = self.embedder
+        return (
+            embedder.spent_s,
+            self.client.spent_s,
+            self.loop.waited_s["redis"],
+            embedder.texts,
+        )
+
+
 class Spent:
-    """Sums over the calls of one scene of what is seen from outside."""
+    """Sums over the calls of one scene."""
 
-    def __init__(self, embedder: MeteredEmbedder, client: TimedClient) -> None:
-        self._embedder = embedder
-        self._client = client
-        self.calls = 0
-        self.whole_s = 0.0
-        self.embedding_s = 0.0
-        self.upstream_s = 0.0
-        self.embedded_texts = 0
+    def __init__(self, meters: Meters) -> None:
+        self.meters = meters
         self.commands: dict[str, list[float]] = {}
-        self.told: dict[str, Latencies] = {}
+        self._calls = 0
+        self._whole_s = 0.0
+        self._sums = [0.0, 0.0, 0.0, 0.0]
 
-    def snapshot(self) -> tuple[float, float, int]:
-        """Return the meters."""
-        return self._embedder.spent_s, self._client.spent_s, self._embedder.texts
+    def add(self, before: tuple[float, float, float, int], whole_s: float) -> None:
+        """Add a call of so many seconds, and what the meters moved since *before*."""
+        self._calls += 1
+        self._whole_s += whole_s
+        for i, (earlier, now) in enumerate(zip(before, self.meters.read(), strict=True)):
+            self._sums[i] += now - earlier
 
-    def add(self, before: tuple[float, float, int], *, calls: int, whole_s: float) -> None:
-        """Add what the meters moved since *before*."""
-        self.calls += calls
-        self.whole_s += whole_s
-        self.embedding_s += self._embedder.spent_s - before[0]
-        self.upstream_s += self._client.spent_s - before[1]
-        self.embedded_texts += self._embedder.texts - before[2]
+    def figures(self, *, key_s: float, guards_s: float) -> dict[str, Any]:
+        """Return means per call, in seconds, which add up to the whole.
 
-    def hear(self, told: Mapping[str, Latencies]) -> None:
-        """Add what events told."""
-        for name, latencies in told.items():
-            self.told.setdefault(name, Latencies()).merge(latencies)
-
-    def figures(self) -> dict[str, Any]:
-        """Return means per call, in seconds."""
-        calls = max(1, self.calls)
-        search_us = sum(us for name, (_, us) in self.commands.items() if name == "ft.search")
-        search_s = search_us / 1e6
-        rest_s = self.whole_s - self.embedding_s - self.upstream_s - search_s
+        Args:
+            key_s: What the key of a call takes, measured by itself.
+            guards_s: What the guards take: the difference to calls without.
+        """
+        calls = max(1, self._calls)
+        embedding_s, upstream_s, redis_s, texts = (total / calls for total in self._sums)
+        searches_us = sum(us for name, (_, us) in self.commands.items() if name == "ft.search")
+        search_s = min(redis_s, searches_us / 1e6 / calls)
+        stages = {
+            "key": key_s,
+            "embedding": embedding_s,
+            "search": search_s,
+            "redis": redis_s - search_s,
+            "guards": guards_s,
+            "upstream": upstream_s,
+        }
+        whole_s = self._whole_s / calls
         return {
-            "whole_s": self.whole_s / calls,
-            "outside": {
-                "embedding": self.embedding_s / calls,
-                "upstream": self.upstream_s / calls,
-                "search": search_s / calls,
-                "rest": max(0.0, rest_s) / calls,
-            },
-            "told": {name: each.figures() for name, each in sorted(self.told.items())},
-            "embedded_texts_per_call": self.embedded_texts / calls,
+            "whole_s": whole_s,
+            "outside": {**stages, "rest": max(0.0, whole_s - sum(stages.values()))},
+            "embedded_texts_per_call": texts,
             "commands": {
                 name: {"per_call": count / calls, "server_us": us / count}
                 for name, (count, us) in sorted(self.commands.items())

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.command import add_options, measured
+from benchmarks.command import add_options, measured, positive
 from benchmarks.errors import BadInput
 from benchmarks.load.arrivals import KINDS
 from benchmarks.load.fleet import Fleet, Step
@@ -35,11 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_load_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of every kind of load."""
     parser.add_argument("--workers", type=int, default=1, help="processes, 1 to 8")
-    parser.add_argument("--seconds", type=float, default=10.0, help="length of each step")
+    parser.add_argument("--seconds", type=positive, default=10.0, help="length of each step")
     parser.add_argument("--arrivals", choices=KINDS, default="poisson")
     parser.add_argument("--trace", type=Path, help="recorded arrivals, for --arrivals trace")
-    parser.add_argument("--start-rate", type=float, default=200.0, help="where a sweep begins")
-    parser.add_argument("--p99-ms", type=float, default=250.0, help="a knee has at most this p99")
+    parser.add_argument("--start-rate", type=positive, default=200.0, help="where a sweep begins")
+    parser.add_argument("--p99-ms", type=positive, default=250.0, help="most p99 of a knee")
     parser.add_argument(
         "--mix", type=_mix, default=Mix(), help="exact=0.9,semantic=0.08,miss=0.02,tenants=1,…"
     )
@@ -53,7 +53,7 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--upstream-p99-ms", type=float, help="its 99th percentile: lognormal")
     parser.add_argument("--answer-chars", type=int, default=500, help="length of its answers")
     parser.add_argument("--cold", action="store_true", help="begin with an empty cache")
-    parser.add_argument("--ttl-s", type=float, help="lifetime of answers")
+    parser.add_argument("--ttl-s", type=positive, help="lifetime of answers")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -89,6 +89,7 @@ class Fleet:
             for worker in range(workers)
         ]
         self._processes: list[asyncio.subprocess.Process] = []
+        self._stopping: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         try:
@@ -97,9 +98,12 @@ class Fleet:
         except BaseException:
             await self.__aexit__()
             raise
+        self._stopping = asyncio.create_task(self._stop_when_asked())
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if self._stopping is not None:
+            self._stopping.cancel()
         await asyncio.gather(*(_end(process) for process in self._processes))
 
     async def open(self, namespace: str) -> None:
@@ -127,14 +131,12 @@ class Fleet:
         pids = [process.pid for process in self._processes]
         with self._session.progress.bar(_describe(step), step.seconds) as advance:
             ticking = asyncio.create_task(_tick(advance, step.seconds))
-            stopping = asyncio.create_task(self._stop_when_asked())
             try:
                 async with watching(self._session.redis_url, pids) as watch:
                     answers = await self._tell_all(command, patience_s=step.seconds + _GRACE_S)
             finally:
                 ticking.cancel()
-                stopping.cancel()
-                await asyncio.gather(ticking, stopping, return_exceptions=True)
+                await asyncio.gather(ticking, return_exceptions=True)
         return merged(step, answers, watch)
 
     async def _stop_when_asked(self) -> None:
@@ -182,12 +184,16 @@ def merged(step: Step, answers: Sequence[Json], watch: Watch) -> Json:
     texts = sum(answer["embedded_texts"] for answer in answers)
     tables = [answer["tenants_of_ids"] for answer in answers if answer["tenants_of_ids"]]
     offered = sum(answer["offered"] for answer in answers)
+    # Less than was asked for after a Ctrl-C.
+    lasted_s = max(answer["lasted_s"] for answer in answers)
+    in_time = sum(answer["in_time"] for answer in answers)
     return {
         **{name: value for name, value in asdict(step).items() if name != "seed"},
+        "seconds": lasted_s,
         "offered_per_s": step.rate_per_s,
         "offered": offered,
         "finished": finished,
-        "achieved_per_s": sum(answer["in_time"] for answer in answers) / step.seconds,
+        "achieved_per_s": in_time / lasted_s,
         "unfinished": sum(answer["unfinished"] for answer in answers),
         "errors": dict(_sum(answer["errors"] for answer in answers)),
         "failures": dict(_sum(answer["failures"] for answer in answers)),
@@ -201,7 +207,7 @@ def merged(step: Step, answers: Sequence[Json], watch: Watch) -> Json:
         "late": _merge(answers, "late").figures(),
         "lag": _merge(answers, "lag").figures(),
         "blocks": _blocks(answers),
-        "client_cpu_share": sum(answer["cpu_s"] for answer in answers) / step.seconds,
+        "client_cpu_share": sum(answer["cpu_share"] for answer in answers),
         **watch.figures(finished),
         "seconds_seen": watch.points,
     }

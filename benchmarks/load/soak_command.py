@@ -12,7 +12,7 @@ from typing import Any
 
 from redis import asyncio as redis_py
 
-from benchmarks.command import add_options, measured
+from benchmarks.command import add_options, measured, positive
 from benchmarks.load.command import add_load_options, described, fleet_of
 from benchmarks.load.fleet import Fleet, Step
 from benchmarks.load.sweep import Limit, find_knee
@@ -32,11 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser, embedder="instant")
     add_load_options(parser)
     parser.set_defaults(ttl_s=_TTL_S)
-    parser.add_argument("--minutes", type=float, default=20.0, help="after warming up")
+    parser.add_argument("--minutes", type=positive, default=20.0, help="after warming up")
     parser.add_argument(
-        "--warm-up-minutes", type=float, help="default: 2.5 lifetimes of an answer, at least 2"
+        "--warm-up-minutes", type=positive, help="default: 2.5 lifetimes of an answer, at least 2"
     )
-    parser.add_argument("--rate", type=float, help="requests/s; default: 70 %% of the knee")
+    parser.add_argument("--rate", type=positive, help="requests/s; default: 70 %% of the knee")
 
 
 def run(arguments: argparse.Namespace) -> int:

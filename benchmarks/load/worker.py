@@ -13,6 +13,7 @@ import select
 import selectors
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ class Worker:
         self._embedder: MeteredEmbedder | None = None
         self._client: Any = None
         self._failures: dict[str, int] = {}
-        self._stopped = False
+        self._stopped_at_s: float | None = None
         trace = setup.trace
         self._trace_s = None if trace is None else trace_arrivals(Path(trace))
 
@@ -94,8 +95,8 @@ class Worker:
         raise ValueError(f"unknown command {command['do']!r}")
 
     def stop(self) -> None:
-        """End the load that is under way early."""
-        self._stopped = True
+        """End what is under way early, and whatever is yet to come."""
+        self._stopped_at_s = time.monotonic()
 
     async def open(self, namespace: str) -> Json:
         """Open a cache over *namespace*, closing the one before."""
@@ -141,7 +142,7 @@ class Worker:
 
         async def some() -> None:
             for prompt, tenant in todo:
-                if self._stopped:
+                if self._stopped_at_s is not None:
                     return
                 await population.send(prompt, tenant)
 
@@ -152,14 +153,13 @@ class Worker:
         """Put load on the cache, and return what was measured."""
         population, embedder = self._open_population(), self._embedder
         assert embedder is not None  # noqa: S101 - made by `open`
-        self._stopped = False
         self._failures = {}
         population.wrong = population.foreign = 0
         meter = Meter(block_s=command["block_s"])
         process = psutil.Process()
         cpu_before, texts_before = sum(process.cpu_times()[:2]), embedder.texts
         begin = {"seconds": command["seconds"], "start_s": command["start_s"]}
-        stopped = lambda: self._stopped  # noqa: E731 - read anew each time
+        stopped = lambda: self._stopped_at_s is not None  # noqa: E731 - read anew each time
         if command["callers"] is not None:
             callers = _part(command["callers"], self._setup)
             await closed_loop(population.ask, meter, callers=callers, stopped=stopped, **begin)
@@ -173,14 +173,18 @@ class Worker:
                 trace_s=self._trace_s,
             )
             await open_loop(population.ask, due, meter, stopped=stopped, **begin)
+        spent_s = time.monotonic() - command["start_s"]
+        ended_s = self._stopped_at_s or float("inf")
         return {
             **meter.figures(),
+            "lasted_s": max(0.001, min(command["seconds"], ended_s - command["start_s"])),
             "wrong": population.wrong,
             "foreign": population.foreign,
             "tenants_of_ids": population.tenants_of_ids(),
             "failures": self._failures,
             "embedded_texts": embedder.texts - texts_before,
-            "cpu_s": sum(process.cpu_times()[:2]) - cpu_before,
+            # Waiting for the last answers takes longer than the load.
+            "cpu_share": (sum(process.cpu_times()[:2]) - cpu_before) / spent_s,
             "rss_bytes": process.memory_info().rss,
         }
 

@@ -1,10 +1,12 @@
-"""Environments of peers: made once, with pinned versions, outside of the project.
+"""Caches to compare, each in a process of its own.
 
-    async with running(PEERS["redisvl"], cache_folder, url=…, dimensions=384, …) as peer:
-        answer = await peer.call("semantic_check", items=[[prompt, vector]], callers=1)
+    async with running(PEERS["redisvl"], cache_folder) as peer:
+        await peer.open(url=…, dimensions=384, threshold=0.85, namespace=…)
+        batch = await peer.call("semantic_check", [[prompt, vector]], callers=200)
 
-A peer that cannot be installed or started raises `PeerUnavailable` with the reason, which is a
-row of the results like any other.
+Ours runs as the others do, in the environment of whoever measures. The others' environments are
+made once, with pinned versions, outside of the project. A peer that cannot be installed or started
+raises `PeerUnavailable` with the reason, which is a row of the results like any other.
 """
 
 from __future__ import annotations
@@ -14,12 +16,17 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import llm_cache
+
+ENVIRONMENTS = Path.home() / ".cache" / "llm_cache-benchmarks"
+"""Where environments are, unless another folder is named."""
 DRIVERS = Path(__file__).parent / "drivers"
 _INSTALL_S = 900
 _CALL_S = 600
@@ -32,12 +39,24 @@ class Peer:
 
     name: str
     requirements: tuple[str, ...]
+    """What pip is to install; nothing, for what runs where this does."""
     driver: str
     """File among the drivers."""
     about: str
     """How it is called, which is how its own users call it."""
+    arguments: tuple[str, ...] = ()
+    """Of the driver."""
+
+    @property
+    def version(self) -> str:
+        """Its release."""
+        if not self.requirements:
+            return llm_cache.__version__
+        return self.requirements[0].partition("==")[2]
 
 
+OURS = Peer("llm_cache", (), "llm_cache_driver.py", "chat, store_exact; lookup_semantic")
+UNGUARDED = Peer("llm_cache, no guards", (), "llm_cache_driver.py", OURS.about, ("--no-guards",))
 PEERS = {
     peer.name: peer
     for peer in (
@@ -52,6 +71,12 @@ PEERS = {
             ("litellm==1.105.0", "redis[hiredis]==6.4.0"),
             "litellm_driver.py",
             'Cache(type="redis").async_add_cache and async_get_cache',
+        ),
+        Peer(
+            "litellm-semantic",
+            ("litellm==1.105.0", "redisvl==0.28.0"),
+            "litellm_semantic_driver.py",
+            'Cache(type="redis-semantic").async_add_cache and async_get_cache',
         ),
         Peer(
             "langchain-redis",
@@ -91,18 +116,69 @@ class PeerUnavailable(Exception):
     """A peer could not be installed, started or asked; the message says why."""
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What became of the calls of a batch, in the order of its items."""
+
+    found: Sequence[str | None]
+    """What a look-up returned; `None` of whatever is no look-up."""
+    times_us: Sequence[float]
+    errors: Sequence[str | None]
+    """Why a call failed; `None` where it did not."""
+    total_s: float
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """How many calls failed, by what they raised."""
+        return dict(Counter(error for error in self.errors if error is not None))
+
+
 class RunningPeer:
     """A peer in its own process."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
+        self.offers: frozenset[str] = frozenset()
+        """The batches it has."""
 
-    async def call(self, operation: str, **arguments: Any) -> dict[str, Any]:
-        """Have the peer carry out *operation*: see `drivers/protocol.py`.
+    async def open(self, *, url: str, dimensions: int, threshold: float, namespace: str) -> None:
+        """Connect it, anew if it was open before.
+
+        Args:
+            url: Of Redis, over TCP.
+            dimensions: Of the vectors that will be given.
+            threshold: Least cosine similarity of a hit.
+            namespace: Of its keys and indexes.
 
         Raises:
-            PeerUnavailable: it failed, cannot do that, took too long or is gone.
+            PeerUnavailable: it cannot.
         """
+        told = await self._tell(
+            "open", url=url, dimensions=dimensions, threshold=threshold, namespace=namespace
+        )
+        self.offers = frozenset(told["offers"])
+
+    async def call(
+        self, operation: str, items: Sequence[Sequence[Any]], *, callers: int = 1
+    ) -> Batch:
+        """Let so many callers at once carry out *operation* on every item.
+
+        A call that fails is part of what is returned.
+
+        Raises:
+            PeerUnavailable: it has no such operation, took too long or is gone.
+        """
+        return Batch(**await self._tell(operation, items=items, callers=callers))
+
+    async def close(self) -> None:
+        """Let it end by itself.
+
+        Raises:
+            PeerUnavailable: it does not.
+        """
+        await self._tell("close")
+
+    async def _tell(self, operation: str, **arguments: Any) -> dict[str, Any]:
         assert self._process.stdin is not None  # noqa: S101 - started with pipes
         assert self._process.stdout is not None  # noqa: S101
         request = json.dumps({"op": operation, **arguments}) + "\n"
@@ -122,51 +198,58 @@ class RunningPeer:
 
 
 @asynccontextmanager
-async def running(
-    peer: Peer, cache: Path, *, url: str, dimensions: int, threshold: float, namespace: str
-) -> AsyncIterator[RunningPeer]:
-    """Run *peer* against the Redis at *url*, installed under *cache* if it is not yet.
+async def running(peer: Peer, cache: Path, *, installs: bool = True) -> AsyncIterator[RunningPeer]:
+    """Start *peer*, to be opened.
+
+    Args:
+        peer: Which.
+        cache: Folder of the environments.
+        installs: Whether to install what is not installed yet.
 
     Raises:
-        PeerUnavailable: it cannot be installed, or does not start.
+        PeerUnavailable: it is not installed, cannot be, or something was asked in vain.
     """
-    python = await environment(peer, cache)
+    python = await environment(peer, cache, installs=installs)
+    cache.mkdir(parents=True, exist_ok=True)
     log = cache / f"{peer.name}.log"
-    with log.open("ab") as errors:
+    with log.open("wb") as errors:
         process = await asyncio.create_subprocess_exec(
             python,
             str(DRIVERS / peer.driver),
+            *peer.arguments,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=errors,
             limit=_LINE_BYTES,
-            env=_surroundings(cache),
+            env=_surroundings(peer, cache),
+            # Ctrl-C is for the benchmark, which ends its peers in order.
+            start_new_session=True,
         )
-        driver = RunningPeer(process)
+        started = RunningPeer(process)
         try:
-            await driver.call(
-                "open", url=url, dimensions=dimensions, threshold=threshold, namespace=namespace
-            )
-            yield driver
-            await driver.call("close")
+            yield started
+            await started.close()
         except PeerUnavailable as error:
             raise PeerUnavailable(f"{error} (its output is in {log})") from error
         finally:
-            if process.returncode is None:
-                process.kill()
-            await process.wait()
+            await _end(process)
 
 
-async def environment(peer: Peer, cache: Path) -> str:
+async def environment(peer: Peer, cache: Path, *, installs: bool = True) -> str:
     """Return the interpreter of the environment of *peer*; make it if need be.
 
     Raises:
-        PeerUnavailable: pip could not install it; the message has its last words.
+        PeerUnavailable: it is not there and *installs* is false, or pip could not install it; the
+            message has its last words.
     """
+    if not peer.requirements:
+        return sys.executable
     wanted = hashlib.sha256("\n".join([sys.version, *peer.requirements]).encode()).hexdigest()
     folder = cache / f"{peer.name}-{wanted[:8]}"
     python, stamp = folder / "bin" / "python", folder / "installed"
     if not stamp.is_file():
+        if not installs:
+            raise PeerUnavailable("not installed; --peers all installs it, from PyPI")
         await _succeed(sys.executable, "-m", "venv", "--clear", str(folder))
         pip = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input")
         await _succeed(str(python), *pip, *peer.requirements)
@@ -182,19 +265,32 @@ async def _succeed(*command: str) -> None:
         async with asyncio.timeout(_INSTALL_S):
             output, _ = await process.communicate()
     except TimeoutError:
-        process.kill()
-        await process.wait()
         raise PeerUnavailable(f"not installed within {_INSTALL_S} s") from None
+    finally:
+        await _end(process)
     if process.returncode != 0:
         words = output.decode(errors="replace").strip().splitlines() or ["no output"]
         raise PeerUnavailable(f"not installed: {words[-1][:200]}")
 
 
-def _surroundings(cache: Path) -> dict[str, str]:
-    """Return the environment of a driver: nothing of ours is on its path, nothing phones home."""
+async def _end(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            process.kill()
+    await process.wait()
+
+
+def _surroundings(peer: Peer, cache: Path) -> dict[str, str]:
+    """Return the environment of a driver.
+
+    Nothing of ours is on the path of others, and nothing phones home.
+    """
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    project = Path(llm_cache.__file__).parent.parent
+    path = [DRIVERS] if peer.requirements else [DRIVERS, project]
     return {
         **kept,
+        "PYTHONPATH": os.pathsep.join(map(str, path)),
         "HF_HUB_OFFLINE": "1",
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
         "TMPDIR": str(cache),

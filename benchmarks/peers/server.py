@@ -21,9 +21,10 @@ async def reachable(url: str) -> AsyncIterator[str]:
     """Yield *url*, or for `embedded://` that of a server of its own on a free port of loopback.
 
     It is the server that `embedded://` would start (which has no public door), without data on
-    disk; ours and the peers' go through the same TCP port.
+    disk; ours and the peers' go through the same TCP port. So it is for the socket of an embedded
+    server, which not everybody can connect to.
     """
-    if not url.startswith("embedded:"):
+    if not url.startswith(("embedded:", "unix:")):
         yield url
         return
     found, port = find_server(), _free_port()

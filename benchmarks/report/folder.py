@@ -20,7 +20,8 @@ _DOCS_INTRO = (
     "This page is generated from [benchmarks/results.json](benchmarks/results.json) by"
     " `python -m benchmarks report --docs`; no figure in it was typed in. `make bench` measures"
     " the same on your machine in about three minutes, and `python -m benchmarks run` takes its"
-    " time for it. `--redis-url` takes the Redis of your choice, `--log` your own requests."
+    " time for it; `--peers all` installs those beside us, each into an environment of its own."
+    " `--redis-url` takes the Redis of your choice, `--log` your own requests."
 )
 
 

@@ -205,14 +205,13 @@ def latency_by_percentile(sections: Json) -> Figure | None:
 
 
 _STAGE_COLOURS = {
-    "embedding": _ORANGE,
+    "key": _PURPLE,
+    "redis": _BLUE,
     "search": _GREEN,
+    "embedding": _ORANGE,
+    "guards": _RED,
     "upstream": _SKY,
     "rest": _GREY,
-    "key": _PURPLE,
-    "lookup": _BLUE,
-    "guards": _RED,
-    "store": "#000000",
 }
 
 
@@ -309,45 +308,77 @@ def soak_memory(sections: Json) -> Figure | None:
 
 def memory_per_entry(sections: Json) -> Figure | None:
     """What an entry takes in Redis, beside the peers' where they were measured."""
-    section = sections.get("memory", {})
-    rows = [("llm_cache, " + r["name"], r["bytes_per_entry"]) for r in section.get("rows", [])]
-    peers = sections.get("peers", {}).get("rows", [])
-    rows += [(p["name"], p["bytes_per_entry"]) for p in peers if p.get("bytes_per_entry")]
+    ours = sections.get("memory", {}).get("rows", [])
+    rows = [("llm_cache, " + row["name"], row["bytes_per_entry"]) for row in ours]
+    rows += [
+        (f"{peer['name']}, {layer}", peer[layer]["bytes_per_entry"])
+        for layer in ("exact", "semantic")
+        for peer in sections.get("peers", {}).get("rows", [])
+        if peer[layer] and not (ours and _is_ours(peer["name"]))
+    ]
     rows = [(name, value) for name, value in rows if value]
     return None if not rows else _bars(rows, "kilobytes per entry", scale=1e-3, digits=1)
 
 
 def peers_exact_hit(sections: Json) -> Figure | None:
     """Median of an exact hit, ours and the peers'."""
-    return _peer_bars(sections, "exact_hit", "exact hit, p50, microseconds", 1e6)
+    rows = _peers(sections, "exact", "hit", "p50_s")
+    return _bars(rows, "exact hit, p50, microseconds", scale=1e6, digits=0) if rows else None
 
 
 def peers_semantic_hit(sections: Json) -> Figure | None:
     """Median of a semantic hit with the vector given, ours and the peers'."""
-    return _peer_bars(sections, "semantic_hit", "semantic hit, vector given, p50, ms", 1e3)
+    rows = _peers(sections, "semantic", "hit", "p50_s")
+    label = "semantic hit, vector given, p50, ms"
+    return _bars(rows, label, scale=1e3, digits=2) if rows else None
 
 
-def _peer_bars(sections: Json, what: str, label: str, scale: float) -> Figure | None:
+def peers_crowd(sections: Json) -> Figure | None:
+    """What many callers at once get, ours and the peers'."""
+    callers = sections.get("peers", {}).get("callers")
+    shown = {
+        layer: rows
+        for layer in ("exact", "semantic")
+        if (rows := _peers(sections, layer, "crowd", "per_s"))
+    }
+    if not shown:
+        return None
+    most = max(len(rows) for rows in shown.values())
+    figure, grid = _axes(len(shown), height=0.4 * most + 1.2)
+    for axes, (layer, rows) in zip(grid, shown.items(), strict=True):
+        _draw_bars(axes, rows, f"{layer} hits per second, {callers} callers", digits=0)
+    return figure
+
+
+def _peers(sections: Json, layer: str, part: str, figure: str) -> list[tuple[str, float]]:
+    """Return a figure of everybody, or nothing where nobody is beside ours."""
     rows = [
-        (peer["name"], peer[what]["p50_s"])
+        (peer["name"], peer[layer][part][figure])
         for peer in sections.get("peers", {}).get("rows", [])
-        if (peer.get(what) or {}).get("p50_s")
+        if peer[layer] and peer[layer][part][figure]
     ]
-    if len(rows) < 2:
-        return None  # nobody to stand beside
-    return _bars(rows, label, scale=scale, digits=2 if scale < 1e6 else 0)
+    return rows if any(not _is_ours(name) for name, _ in rows) else []
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith("llm_cache")
 
 
 def _bars(rows: list[tuple[str, float]], label: str, *, scale: float, digits: int) -> Figure:
     figure, (axes,) = _axes(1, height=0.4 * len(rows) + 0.9)
-    colours = [_BLUE if name.startswith("llm_cache") else _GREY for name, _ in rows]
-    values = [value * scale for _, value in rows]
+    scaled = [(name, value * scale) for name, value in rows]
+    _draw_bars(axes, scaled, label, digits=digits)
+    return figure
+
+
+def _draw_bars(axes: Axes, rows: list[tuple[str, float]], label: str, *, digits: int) -> None:
+    values = [value for _, value in rows]
+    colours = [_BLUE if _is_ours(name) else _GREY for name, _ in rows]
     bars = axes.barh([name for name, _ in rows], values, color=colours, height=0.6)
     axes.bar_label(bars, [f" {value:,.{digits}f}" for value in values], fontsize=8)
     axes.invert_yaxis()
     axes.set(xlabel=label)
-    axes.set_xlim(0, 1.12 * max(values))
-    return figure
+    axes.set_xlim(0, 1.2 * max(values))
 
 
 _PLOTS: dict[str, Callable[[Json], Figure | None]] = {
@@ -361,4 +392,5 @@ _PLOTS: dict[str, Callable[[Json], Figure | None]] = {
     "memory_per_entry": memory_per_entry,
     "peers_exact_hit": peers_exact_hit,
     "peers_semantic_hit": peers_semantic_hit,
+    "peers_crowd": peers_crowd,
 }

@@ -36,6 +36,7 @@ CAPTIONS = {
     "memory_per_entry": "Memory per entry",
     "peers_exact_hit": "Exact hit beside others",
     "peers_semantic_hit": "Semantic hit beside others",
+    "peers_crowd": "Many callers at once, beside others",
 }
 
 
@@ -103,6 +104,9 @@ def _conditions(page: Page, data: Json) -> None:
             f"{machine['load_at_start']} at the start, {machine['load_at_end']} at the end",
         ),
     ]
+    if "parts_s" in data:
+        parts = (f"{name} {seconds(took_s)}" for name, took_s in data["parts_s"].items())
+        rows.append(("its parts took", ", ".join(parts)))
     if redis:
         search = redis["search_version"] or "none"
         rows.append(("Redis", f"{redis['version']}, search {search}, `{redis['url']}`"))
@@ -276,39 +280,41 @@ def _latency(page: Page, section: Json) -> None:
     _stages(page, scenes)
 
 
+_STAGES = {
+    "key": "key",
+    "redis": "Redis",
+    "search": "search",
+    "embedding": "embedding",
+    "guards": "guards",
+    "upstream": "model",
+    "rest": "rest",
+}
+
+
 def _stages(page: Page, scenes: Sequence[Json]) -> None:
     page.say(
         "### Where the time goes",
-        "Means. The embedder and the model's HTTP request are timed around them; the search is"
-        " what Redis says of `FT.SEARCH`; *rest* is everything else: this process, round trips,"
-        " and waiting. What the guards take is the difference between the two kinds of semantic"
-        f" hits, round by round: {_guards_cost(scenes)}.",
+        "Means, up to the first token where calls stream. *Key* is what it takes to tell which"
+        " request it is, measured by itself. *Embedding* and *model* are timed around the embedder"
+        " and the model's HTTP request. *Redis* is how long this process waited for it, the search"
+        " left out: what the server says that `FT.SEARCH` took. *Guards* is the difference between"
+        f" the two kinds of semantic hits, round by round: {_guards_cost(scenes)}. *Rest* is"
+        " everything else that this process did.",
     )
     page.plots("latency_stages")
-    names = ("embedding", "search", "upstream", "rest")
     page.table(
-        ("", "whole", "embedding", "search", "model", "rest", "commands in Redis"),
+        ("", "whole", *_STAGES.values(), "commands in Redis"),
         [
             (
                 scene["name"],
                 duration(scene["stages"]["whole_s"]),
-                *(duration(scene["stages"]["outside"][name]) for name in names),
+                *(duration(scene["stages"]["outside"].get(name)) for name in _STAGES),
                 _commands(scene["stages"]["commands"]),
             )
             for scene in scenes
         ],
     )
-    page.say("Commands inside scripts are counted, too.")
-    told = [scene for scene in scenes if scene["stages"]["told"]]
-    if told:
-        stages = sorted({name for scene in told for name in scene["stages"]["told"]})
-        page.say("Stages as the cache tells them in its events, p50:")
-        page.table(("", *stages), [(s["name"], *_told(s, stages)) for s in told])
-
-
-def _told(scene: Json, stages: Sequence[str]) -> list[str]:
-    told = scene["stages"]["told"]
-    return [duration(told[name]["p50_s"]) if name in told else NONE for name in stages]
+    page.say("Commands inside scripts are counted, too; for streams, those after the first token.")
 
 
 def _commands(commands: Mapping[str, Json]) -> str:
@@ -488,52 +494,102 @@ def _memory(page: Page, section: Json) -> None:
 
 def _peers(page: Page, section: Json) -> None:
     rows = section.get("rows", [])
-    ran = [row for row in rows if not row["why_not"]]
     page.say(
         "## Beside others",
         "On this machine, in this run, on the same Redis, with the same vectors and answers; each"
-        " as its own users call it, in a process and a virtual environment of its own. Durations"
-        f" are taken inside that process, around the call. {number(section.get('entries'))}"
-        f" entries, {number(section.get('dimensions'))} dimensions; a dash is what a"
-        " library does not do.",
+        " as its own users call it, ours too, in a process of its own; others in a virtual"
+        " environment of their own. Durations are taken inside that process, around the call."
+        f" {number(section.get('entries'))} entries with answers of 500 characters,"
+        f" {number(section.get('dimensions'))} dimensions. *Times ours*: the median over that of"
+        " ours, which did the same in turn; ours beside itself shows how much of it is noise.",
     )
-    crowd = f"{number(section.get('callers'))} callers"
-    page.table(
-        ("", "exact hit, p50", "p99", "store, p50", "semantic hit, p50", "p99", "bytes per entry"),
-        [
-            (
-                f"{row['name']} {row['version']}",
-                _at(row, "exact_hit", "p50_s"),
-                _at(row, "exact_hit", "p99_s"),
-                _at(row, "store", "p50_s"),
-                _at(row, "semantic_hit", "p50_s"),
-                _at(row, "semantic_hit", "p99_s"),
-                number(row["bytes_per_entry"]),
+    callers = number(section.get("callers"))
+    for layer, title in (("exact", "### What was asked before"), ("semantic", "### By meaning")):
+        measured = [row for row in rows if row[layer]]
+        if measured:
+            page.say(title)
+            page.table(
+                (
+                    *("", "store, p50", "hit, p50", "p99", "times ours", "bytes per entry"),
+                    *(f"{callers} callers: hits/s", "p99", "failed"),
+                    *(f"{callers} callers store: per second", "failed"),
+                ),
+                [(_named(row), *_peer_speeds(row[layer])) for row in measured],
             )
-            for row in ran
-        ],
+            page.list([line for row in measured for line in _peer_failures(row, layer, callers)])
+    page.plots("peers_exact_hit", "peers_semantic_hit", "peers_crowd")
+    judged = [row for row in rows if row["faq"] and row["traps"]]
+    if judged:
+        page.say(
+            "### Right and wrong",
+            "The shipped questions, every wording once, and the shipped pairs, all at the same"
+            " threshold. A wrong hit is the answer to another question; a trap is served when its"
+            " answer is that of the other of the pair.",
+        )
+        page.table(
+            ("", "FAQ: hits", "wrong", "paraphrases served", "traps served"),
+            [(_named(row), *_peer_hits(row)) for row in judged],
+        )
+    page.list(
+        [f"{row['name']} did not get to the end: {row['why_not']}" for row in _broken(rows)]
+        + [f"{_named(row)} is called by {row['how']}" for row in rows if not row["why_not"]]
     )
-    page.table(
-        ("", f"{crowd}: p50", "p99", "failed", "FAQ: hits", "wrong", "traps: fallen into"),
-        [
-            (
-                row["name"],
-                _at(row, "crowd", "p50_s"),
-                _at(row, "crowd", "p99_s"),
-                number((row["crowd"] or {}).get("failed")),
-                percent((row["faq"] or {}).get("hit_rate")),
-                number((row["faq"] or {}).get("wrong")),
-                number((row["traps"] or {}).get("wrong")),
-            )
-            for row in ran
-        ],
-    )
-    page.list([f"{row['name']} did not run: {row['why_not']}" for row in rows if row["why_not"]])
-    page.plots("peers_exact_hit", "peers_semantic_hit")
 
 
-def _at(row: Json, what: str, name: str) -> str:
-    return duration((row[what] or {}).get(name))
+def _named(row: Json) -> str:
+    return f"{row['name']} {row['version']}"
+
+
+def _broken(rows: Sequence[Json]) -> list[Json]:
+    return [row for row in rows if row["why_not"]]
+
+
+def _peer_speeds(figures: Json) -> list[str]:
+    hit, crowd, storing = figures["hit"], figures["crowd"], figures["crowd_store"]
+    return [
+        duration(figures["store"]["p50_s"]),
+        duration(hit["p50_s"]),
+        duration(hit["p99_s"]),
+        decimal(hit["times_ours"]),
+        number(figures["bytes_per_entry"]),
+        number(crowd["per_s"]),
+        duration(crowd["p99_s"]),
+        _failed(crowd),
+        number(storing["per_s"]),
+        _failed(storing),
+    ]
+
+
+def _failed(figures: Json) -> str:
+    failed = sum(figures["failures"].values()) + figures["missed"]
+    return f"{number(failed)} of {number(figures['count'] + sum(figures['failures'].values()))}"
+
+
+def _peer_failures(row: Json, layer: str, callers: str) -> list[str]:
+    lines = []
+    for part, what in (
+        ("store", "stores"),
+        ("hit", "look-ups"),
+        ("crowd", f"look-ups by {callers} callers"),
+        ("crowd_store", f"stores by {callers} callers"),
+    ):
+        figures = row[layer][part]
+        reasons = [f"{number(n)} × `{why}`" for why, n in figures["failures"].items()]
+        if figures["missed"]:
+            reasons.append(f"{number(figures['missed'])} did not find what is there")
+        if reasons:
+            lines.append(f"{row['name']}, {what}: {'; '.join(reasons[:3])}")
+    return lines
+
+
+def _peer_hits(row: Json) -> list[str]:
+    faq, traps = row["faq"], row["traps"]
+    return [
+        percent(faq["hit_rate"]),
+        number(faq["wrong"]),
+        f"{number(traps['paraphrases_served'])} of {number(traps['paraphrases'])}",
+        f"{number(traps['traps_served'])} of {number(traps['traps'])}",
+    ]
 
 
 def _savings(page: Page, section: Json) -> None:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import partial
+from functools import lru_cache, partial
 from operator import mul
 from typing import Final, Protocol
 
@@ -181,11 +181,24 @@ class _Reading:
     def beside(self, candidate: Candidate) -> guards.Comparison:
         if self._signature is None:
             self._signature = guards.analyse(self._prompt)
-        kept = candidate.signature
-        if not kept and candidate.prompt == "":
-            raise ValueError("the prompt is not kept, so there are no words to compare")
-        cached = guards.unpack(kept) if kept else guards.analyse(candidate.prompt)
-        return guards.compare(self._signature, cached)
+        return guards.compare(self._signature, _stored(candidate))
+
+
+_REMEMBERED: Final = 1_024
+_REMEMBERED_CHARS: Final = 300
+# Of the prompts that were looked at last, in about 3 MB: the neighbours of a new one are mostly
+# those that others were compared with before.
+remembered = lru_cache(maxsize=_REMEMBERED)(guards.analyse)
+remembered_packed = lru_cache(maxsize=_REMEMBERED)(guards.unpack)
+
+
+def _stored(candidate: Candidate) -> guards.Signature:
+    if candidate.signature:
+        return remembered_packed(candidate.signature)
+    if candidate.prompt == "":
+        raise ValueError("the prompt is not kept, so there are no words to compare")
+    is_short = len(candidate.prompt) <= _REMEMBERED_CHARS
+    return remembered(candidate.prompt) if is_short else guards.analyse(candidate.prompt)
 
 
 # -- without labels

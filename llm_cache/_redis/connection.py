@@ -118,8 +118,8 @@ class Connection:
         """
         if self._cluster is not None:
             try:
+                # That of its nodes which answer will do: others may be lost.
                 await self._explained(self._cluster.open())
-                await self._explained(self.each("PING"))
             except BaseException:
                 await self._cluster.aclose()
                 raise

@@ -216,6 +216,11 @@ class SplitReads:
         self._timeout_s = timeout_s
         self._each: dict[Lane, CoalescedReads] = {}
 
+    @property
+    def is_in_use(self) -> bool:
+        """Whether anything has been read."""
+        return any(reads.is_in_use for reads in self._each.values())
+
     async def get(self, key: str) -> Read:
         """Return the values of *key* and of the companion: one round trip to each of the two.
 
@@ -225,8 +230,6 @@ class SplitReads:
             StoreUnavailable: one of them did not answer, or not in time.
         """
         about_key, about_companion = self._ask(key), self._ask(self._companion)
-        # Whoever leaves before, by an error or a cancellation, does not look at it any more.
-        about_companion.add_done_callback(observe)
         value, _ = await about_key
         companion, _ = await about_companion
         return await self._found(key, value), await self._found(self._companion, companion)
@@ -243,7 +246,10 @@ class SplitReads:
             reads = self._each[lane] = CoalescedReads(
                 self._connection, None, lane=lane, timeout_s=self._timeout_s
             )
-        return reads.ask(key)
+        asked = reads.ask(key)
+        # Whoever leaves before, by an error or a cancellation, does not look at it any more.
+        asked.add_done_callback(observe)
+        return asked
 
     async def _found(self, key: str, value: Any) -> bytes | None:
         if isinstance(value, AskError):  # as is `MovedError`

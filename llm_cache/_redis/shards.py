@@ -91,12 +91,22 @@ class ShardedVectors:
     async def ensure_index(self) -> None:
         """Create the index on every primary that has none. Four round trips.
 
-        Raises as `VectorStore.ensure_index`; a cluster is opened whole, or not at all.
+        Raises as `VectorStore.ensure_index`, where a primary cannot have it, or none answers.
         """
         (about,) = await self.line.execute("COMMAND", "INFO", _COORDINATOR)
         self._is_coordinated = about is not None
         lanes = self._lanes()
-        await asyncio.gather(*[(await self._part(lane)).ensure_index() for lane in lanes])
+        ends = await asyncio.gather(*map(self._ensure, lanes), return_exceptions=True)
+        for lane, end in zip(lanes, ends, strict=True):
+            if isinstance(end, StoreUnavailable):
+                self._note(lane, end)
+            elif end is not None:
+                raise end
+        if all(ends):
+            raise StoreUnavailable("no primary of the cluster has made the index")
+
+    async def _ensure(self, lane: Lane) -> None:
+        await (await self._part(lane)).ensure_index()
 
     async def nearest(self, scope: str, vector: Vector, *, limit: int) -> list[Candidate]:
         """Return at most *limit* entries of *scope*, nearest first, of all primaries that answer.
@@ -213,10 +223,11 @@ class ShardedVectors:
             return part
         # It is new here, or the slot of the name has moved. What is there already is used, whoever
         # made it and whatever the slots were then.
-        names = await self._connection.run(lane.client.execute_command("FT._LIST"))  # type: ignore[no-untyped-call]
+        (names,) = await self._connection.run(lane.send([("FT._LIST",)]))
         tags = [
             name.rpartition(":")[2].strip("{}")
-            for name in sorted(map(_text, names))
+            # An error, of a server without a search module, is told when the index is made.
+            for name in sorted(map(_text, names if isinstance(names, list) else ()))
             if self._keys.space(name) == self.space and self._serves(lane, name)
         ]
         tag = tags[0] if tags else self._tag(lane)

@@ -1,5 +1,6 @@
 """Load: when requests arrive, where the knee is, and what the workers tell."""
 
+import asyncio
 import itertools
 import os
 import signal
@@ -234,6 +235,29 @@ async def test_two_processes_share_one_load(around):
     assert step["latency"]["count"] == 90
     assert step["commands_per_request"] > 0.5
     assert crowd["finished"] > 0
+
+
+async def test_a_load_that_is_stopped_has_the_rate_of_what_was_done(around):
+    namespace = around.namespace("test_stopped")
+    async with UpstreamProcess("--echo") as upstream:
+        fleet = Fleet(
+            around,
+            workers=2,
+            base_url=upstream.base_url,
+            mix=Mix(questions=5),
+            embedder="instant",
+            model=MODEL,
+        )
+        async with fleet:
+            await fleet.open(namespace)
+            asyncio.get_running_loop().call_later(2.0, around.stop.set)
+            step = await fleet.run(Step(60.0, 40.0, arrivals="constant"))
+    await forget(around.redis_url, namespace)
+
+    assert 1.0 < step["seconds"] < 30.0
+    assert step["offered"] == pytest.approx(40.0 * step["seconds"], abs=6)
+    assert step["achieved_per_s"] == pytest.approx(40.0, rel=0.2)
+    assert 0 < step["client_cpu_share"] < 2
 
 
 def test_more_workers_than_eight_are_refused(around):

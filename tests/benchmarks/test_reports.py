@@ -144,6 +144,44 @@ def test_bad_input_is_told_before_anything_is_measured(arguments, says, tmp_path
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["load", "--seconds", "0"], "a number above 0"),
+        (["soak", "--minutes", "-1"], "a number above 0"),
+        (["soak", "--rate", "nan"], "a number above 0"),
+        (["load", "--rates", "10,x"], "numbers above 0"),
+        (["load", "--mix", "exact=0,semantic=0,miss=0"], "not all 0"),
+        (["run", "--only", "speed"], "there is no 'speed'"),
+        (["run", "--peers", "memcached"], "there is no 'memcached'"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(arguments, says, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+
+    assert ended.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+def test_when_redis_goes_away_the_report_says_so(tmp_path, capsys):
+    import argparse
+
+    from redis.exceptions import ConnectionError as RedisConnectionError
+
+    async def cut_off(_: Any, results: Results) -> None:
+        results.section("memory").update(rows=[], entries=0, answer_bytes=0)
+        raise RedisConnectionError
+
+    arguments = argparse.Namespace(
+        out=tmp_path, seed=0, redis_url="embedded://", quiet=True, embedder="instant"
+    )
+
+    assert measured(arguments, cut_off) == 1
+    assert "Redis stopped answering" in capsys.readouterr().err
+    assert "Redis stopped answering" in (tmp_path / "report.md").read_text("utf-8")
+
+
 def test_a_folder_without_reports_cannot_be_compared(tmp_path, capsys):
     assert main(["compare", str(tmp_path), str(tmp_path)]) == 2
     assert "holds no results" in capsys.readouterr().out

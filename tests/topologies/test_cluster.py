@@ -212,6 +212,20 @@ async def scopes(cluster: Cluster, namespace: str) -> set[str]:
     return found
 
 
+async def test_cache_is_opened_although_a_primary_is_lost(make_cache, cluster, namespace, paused):
+    control = {cluster.primary_of(f"{namespace}:{key}") for key in ("epoch", "purges")}
+    lost = next(server for server in cluster.primaries() if server not in control)
+    paused.append(lost)
+    lost.pause()
+    cache = make_cache(cluster.url, redis_timeout_s=PATIENCE_S)
+
+    replies = [await cache.chat(f"{QUESTION} {i}") for i in range(6)]
+    again = [await cache.chat(f"{QUESTION} {i}") for i in range(6)]
+
+    assert "exact" in {reply.status for reply in again}
+    assert [reply.text for reply in again] == [reply.text for reply in replies]
+
+
 async def test_invalidation_reaches_answers_on_every_primary(cache):
     questions = [f"tagged {i}" for i in range(12)]
     await asyncio.gather(*(cache.chat(question, tags=["old"]) for question in questions))

@@ -65,6 +65,17 @@ async def test_keys_of_others_are_out_of_reach(acl):
     await connection.aclose()
 
 
+async def test_user_of_a_cluster_needs_three_more(make_cache, cluster, events):
+    more = ("+cluster|slots", "+asking", "+command|info")
+    for server in cluster.servers:
+        server.command("ACL", "SETUSER", "cache", "reset", "on", ">secret", *RULES, *more)
+    cache = make_cache(cluster.url.replace("://", "://cache:secret@"))
+
+    assert (await cache.chat(QUESTION)).status == "miss"
+    assert (await cache.chat(QUESTION)).status == "exact"
+    assert not events.of(DependencyFailed)
+
+
 def test_page_tells_the_rights_that_are_tested():
     (told,) = re.findall(r"ACL SETUSER cache (.*?)\n```", PAGE.read_text("utf-8"), re.DOTALL)
     words = [word for word in told.replace("\\\n", " ").split() if word[0] != ">" and word != "on"]

@@ -6,6 +6,7 @@ Its calls block, so they run in threads, as an async application has to do.
 from __future__ import annotations
 
 import asyncio
+import shutil
 import tempfile
 from urllib.parse import urlsplit
 
@@ -32,7 +33,8 @@ class GPTCache(Driver):
                 port=parts.port,
                 dimension=dimensions,
                 collection_name=namespace,
-                namespace=namespace,
+                # It is put before "doc:" and nothing between.
+                namespace=f"{namespace}:",
             ),
         )
         self._cache = Cache()
@@ -53,7 +55,7 @@ class GPTCache(Driver):
         return await asyncio.to_thread(get, prompt, cache_obj=self._cache)
 
     async def close(self):
-        pass
+        shutil.rmtree(self._folder)
 
 
 serve(GPTCache())
