@@ -56,7 +56,7 @@ async def measure(scenario: Scenario, settings: Settings, upstream_url: str) -> 
 
 async def _fill(stage: Stage, prompts: Prompts) -> None:
     """Store what is known. On each cache, so that all have done everything once."""
-    few = asyncio.Semaphore(4)
+    few = asyncio.Semaphore(10)
 
     async def one(number: int, question: Question) -> Asked:
         async with few:
