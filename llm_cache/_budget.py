@@ -17,12 +17,13 @@ class Budget:
     bounded by itself.
     """
 
-    __slots__ = ("_ends_s", "_scope", "_timer", "left_s")
+    __slots__ = ("_ends_s", "_lap_s", "_scope", "_timer", "left_s")
 
     def __init__(self, left_s: float) -> None:
         self.left_s = max(0.0, left_s)
         """What is left, while nothing draws on it."""
         self._ends_s = 0.0
+        self._lap_s = 0.0
         self._scope: asyncio.Timeout | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -65,6 +66,21 @@ class Budget:
             yield
         finally:
             self._go_on(left_s)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Do what `spared` does, for one lap of a wait.
+
+        Between two laps somebody has looked whether there is anything to wait for, and there was:
+        such looks belong to the wait. Else whoever waits for a slow model would run out of budget
+        by looking, and all who wait would go to the model at once.
+        """
+        if self._scope is not None and not self.is_spent:
+            now_s = asyncio.get_running_loop().time()
+            self._lap_s = max(self._lap_s, self._ends_s - now_s)
+            self._ends_s = now_s + self._lap_s
+        with self.spared():
+            yield
 
     def _go_on(self, left_s: float) -> None:
         self._ends_s = asyncio.get_running_loop().time() + left_s

@@ -193,7 +193,7 @@ class Steps:
             with self._health.redis.asked(budget):
                 async with wait:
                     claimed = await self._leases.claim(
-                        call.digest, partial(self._look_again, call), waiting=budget.spared
+                        call.digest, partial(self._look_again, call), waiting=budget.waiting
                     )
         except TimeoutError:
             if not wait.expired():

@@ -24,6 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="standalone",
         help="the shape of the Redis that tests of the public API run against",
     )
+    parser.addoption("--resp", choices=("2", "3"), help="protocol of caches; default: redis-py's")
 
 
 @pytest.fixture(scope="session")
@@ -80,8 +81,15 @@ def events() -> RecordingHook:
 
 
 @pytest.fixture
+def cache_url(redis_url: str, pytestconfig: pytest.Config) -> str:
+    """What caches connect to: the URL, and the protocol that was asked for."""
+    resp = pytestconfig.getoption("--resp")
+    return redis_url if resp is None else f"{redis_url}?protocol={resp}"
+
+
+@pytest.fixture
 async def make_cache(
-    redis_url: str,
+    cache_url: str,
     namespace: str,
     upstream: ScriptedUpstream,
     embedder: FakeEmbedder,
@@ -94,7 +102,7 @@ async def make_cache(
     made: list[LLMCache] = []
     settings = CacheConfig.__dataclass_fields__.keys()
 
-    def make(url: str = redis_url, **options: Any) -> LLMCache:
+    def make(url: str = cache_url, **options: Any) -> LLMCache:
         config = {name: options.pop(name) for name in settings & options.keys()}
         collaborators = {"client": upstream.client(), "embedder": embedder, "hooks": [events]}
         cache = LLMCache(

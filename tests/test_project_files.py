@@ -386,8 +386,8 @@ def test_make_alone_lists_every_target():
 
     assert listed == targets
     assert targets == [
-        *("help", "demo", "test", "test-topologies", "test-heavy", "test-fuzz", "lint", "types"),
-        *("bench", "correctness", "clean"),
+        *("help", "demo", "test", "test-topologies", "test-heavy", "test-fuzz", "test-faults"),
+        *("test-leaks", "test-matrix", "lint", "types", "bench", "correctness", "faults", "clean"),
     ]
 
 
