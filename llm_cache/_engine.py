@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,7 @@ from llm_cache._steps import Steps
 from llm_cache._storing import Storing
 from llm_cache._streams import OpenStream, Streams
 from llm_cache.config import CacheConfig
+from llm_cache.errors import OverBudget
 from llm_cache.events import Event
 
 
@@ -47,6 +49,7 @@ class Engine:
         clock: Callable[[], float],
     ) -> None:
         self._budget_s = config.added_latency_budget_s
+        self._patience_s = 2 * config.redis_timeout_s
         self._leases = leases
         self._background = background = Background()
         self._health = health = Health(budget_s=self._budget_s, tell=tell)
@@ -204,6 +207,11 @@ class Engine:
         """Store *answer* in the exact layer, if Redis allows; return why not, if not."""
         turn = Turn(epoch, self._leases)
         return await self._storing.keep(call, answer, turn, Budget(self._budget_s))
+
+    async def settle(self, digest: str) -> None:
+        """Wait until the answer is stored that is on its way to *digest*, if there is one."""
+        with suppress(OverBudget):
+            await self._storing.written(digest, Budget(self._patience_s))
 
     def breakers(self) -> dict[str, str]:
         """Return what state the guard of each dependency is in."""

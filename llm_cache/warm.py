@@ -27,6 +27,7 @@ from llm_cache._call import Call, RequestOf
 from llm_cache._core.normalize import Prompt
 from llm_cache._core.policy import Refusal
 from llm_cache._core.types import ChatRequest
+from llm_cache._storing import LATE
 from llm_cache.cache import LLMCache
 from llm_cache.errors import (
     CorruptEntry,
@@ -48,7 +49,8 @@ _COLUMNS = _MEMBERS - {"messages"}
 _TAG_SEPARATOR = "|"
 _FORMAT = "llm-cache warm 1"
 _NEVER = "never"
-_MENDED = "corrupt"
+_MENDED = frozenset({"corrupt", LATE})
+_OF_THE_ANSWER = frozenset(Refusal) - {Refusal.SHED, Refusal.BREAKER}
 _MODE = 0o600
 _MOST_FAILURES_TOLD = 1_000
 _LOOKUPS_TOGETHER = 64
@@ -404,19 +406,29 @@ class _Run:
             if self._notes.has(plan.digest):
                 return WarmStatus.SKIPPED
             reply = await self._cache.chat(call.prompt, **_options(call, self._defaults))
+            is_stored = await self._is_stored(call, plan, reply)
         except Exception as error:  # noqa: BLE001 - one line's trouble, whatever it is, is told
             return self._failed(call, f"{type(error).__name__}: {error}")
-        return self._judge(call, plan, reply)
+        return self._judge(call, plan, reply, is_stored=is_stored)
 
-    def _judge(self, call: WarmCall, plan: Call, reply: ChatReply) -> WarmStatus:
+    async def _is_stored(self, call: WarmCall, plan: Call, reply: ChatReply) -> bool:
+        if reply.reason != LATE and not self._cache.config.store_in_background:
+            return reply.key is not None
+        # Nobody but this function has waited for it.
+        await self._cache._engine.settle(plan.digest)
+        return await _is_stored(self._cache, call, self._defaults)
+
+    def _judge(
+        self, call: WarmCall, plan: Call, reply: ChatReply, *, is_stored: bool
+    ) -> WarmStatus:
         was_asked = reply.status in {"miss", "bypass"}
         if was_asked and not reply.shared:
             usage = reply.usage or {}
             self.report.prompt_tokens += usage.get("prompt_tokens") or 0
             self.report.completion_tokens += usage.get("completion_tokens") or 0
-        # Where there were no readable bytes, there are now.
-        reason = None if reply.reason == _MENDED and reply.key is not None else reply.reason
-        if reason is not None and reason not in set(Refusal):
+        # Where there were no readable bytes, there are now; where it took long, it has ended.
+        reason = None if reply.reason in _MENDED and is_stored else reply.reason
+        if reason is not None and reason not in _OF_THE_ANSWER:
             self.report.stopped = f"{reason} failed"
             return self._failed(call, f"answered, but not stored as it should be: {reason}")
         self._failures_in_a_row = 0

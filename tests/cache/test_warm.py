@@ -378,3 +378,14 @@ async def test_the_model_is_not_asked_for_an_estimate(make_cache):
     found = await estimate(make_cache(client=nobody, semantic=False), calls("What?"))
 
     assert found.by_model["gpt-4o-mini"][0] == 1
+
+
+async def test_answer_that_is_stored_late_is_not_a_failure(make_cache, embedder):
+    cache = await make_cache(added_latency_budget_s=0.2).open()
+    embedder.gate = asyncio.Event()
+
+    report = await warm(cache, [WarmCall(1, "late", {})])
+
+    assert (report.asked, report.stopped, report.failures) == (1, None, [])
+    assert (await cache.chat("late")).status == "exact"
+    embedder.gate.set()
