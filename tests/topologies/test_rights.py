@@ -28,6 +28,16 @@ async def test_client_shows_its_certificate(make_cache, tls):
     assert (await cache.chat(QUESTION)).status == "exact"
 
 
+async def test_connections_share_what_tls_has_to_load(tls):
+    connection = Connection(tls.url, max_connections=2, timeout_s=5)
+    await connection.open()
+
+    pooled = connection.client.connection_pool.make_connection()
+
+    assert pooled.ssl_context is connection.lane().dedicated().ssl_context
+    await connection.aclose()
+
+
 async def test_client_without_a_certificate_is_refused(tls):
     connection = Connection(tls.url_without_certificate, max_connections=1, timeout_s=5)
     with pytest.raises(StoreUnavailable, match="no usable Redis"):
