@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,9 +33,10 @@ async def test_connections_share_what_tls_has_to_load(tls):
     connection = Connection(tls.url, max_connections=2, timeout_s=5)
     await connection.open()
 
-    pooled = connection.client.connection_pool.make_connection()
+    pool: Any = connection.client.connection_pool
+    alone: Any = connection.lane().dedicated()
 
-    assert pooled.ssl_context is connection.lane().dedicated().ssl_context
+    assert pool.make_connection().ssl_context is alone.ssl_context
     await connection.aclose()
 
 
