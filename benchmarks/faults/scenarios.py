@@ -318,7 +318,9 @@ async def _repeated(seconds: float, do: Callable[[], Any]) -> AsyncIterator[None
         yield
     finally:
         repeating.cancel()
-        await asyncio.gather(repeating, return_exceptions=True)
+        await asyncio.wait([repeating])
+        if not repeating.cancelled():
+            repeating.result()  # which raises: it broke nothing any more
         await do()
 
 

@@ -26,6 +26,7 @@ from tests.topologies.servers import Cluster, Sentinels, Standalone, Topology
 NAMESPACE = "llm_cache_bench.faults"
 DIMENSIONS = 384
 THRESHOLD = 0.85
+_ADMIN_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,8 @@ class Settings:
     """How long the hit rate is measured, before and after."""
     fault_s: float = 10.0
     quick: bool = False
+    budget_s: float = 0.25
+    """`added_latency_budget_s` of the caches."""
 
     @classmethod
     def quickly(cls, seed: int = 1) -> Settings:
@@ -126,7 +129,7 @@ async def standalone(
             f"redis://127.0.0.1:{proxy.port}",
             ready=partial(answers, proxy.port),
             proxy=proxy,
-            admin=redis_py.Redis(port=port, decode_responses=True),
+            admin=redis_py.Redis(port=port, decode_responses=True, socket_timeout=_ADMIN_S),
             upstream_url=upstream_url,
         )
         held.push_async_callback(stage.admin.aclose)

@@ -7,6 +7,7 @@ there alone.
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -17,10 +18,12 @@ from benchmarks.faults.scenarios import SCENARIOS
 from benchmarks.faults.stage import Settings
 
 IN_SHORT = {
-    *("sigkill", "sigstop", "loading", "black-hole", "slow", "one-byte", "reset", "corrupt"),
-    *("oom", "lru", "flushall", "failover", "slots", "embedder-hangs", "embedder-garbage"),
+    *("sigkill", "sigstop", "black-hole", "reset", "corrupt", "oom", "lru", "flushall"),
+    *("failover", "slots", "embedder-hangs"),
 }
 """Those that every run of the tests includes; the others run with `make test-faults`."""
+# A busy machine takes more than a quarter of a second of a call, and that is not what breaks here.
+SETTINGS = replace(Settings.quickly(), budget_s=2.0)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +49,7 @@ def model_url() -> Iterator[str]:
     ],
 )
 async def test_nobody_notices_but_the_model(name, model_url):
-    row = await measure(SCENARIOS[name], Settings.quickly(), model_url)
+    row = await measure(SCENARIOS[name], SETTINGS, model_url)
 
     assert row["wrong_answers"] == []
     assert row["errors"] == []
@@ -55,7 +58,7 @@ async def test_nobody_notices_but_the_model(name, model_url):
 
 
 async def test_callers_of_a_leader_that_dies_are_answered(model_url):
-    row = await leaders.measure(Settings.quickly(), model_url)
+    row = await leaders.measure(SETTINGS, model_url)
 
     assert row["errors"] == []
     assert leaders.broken_promises(row, in_time=False) == []
@@ -64,7 +67,7 @@ async def test_callers_of_a_leader_that_dies_are_answered(model_url):
 
 @pytest.mark.parametrize("on_cluster", [False, True])
 async def test_nobody_gets_the_answer_of_somebody_else(on_cluster):
-    row = await identity.measure(Settings.quickly(), on_cluster=on_cluster)
+    row = await identity.measure(SETTINGS, on_cluster=on_cluster)
 
     assert row["broken_promises"] == []
     assert row["errors"] == []
