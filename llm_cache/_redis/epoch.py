@@ -21,22 +21,29 @@ from llm_cache._redis.connection import Connection
 _MAX_AGE_S = 10.0
 """How long a copy of the table is used while the epoch stands still. Reading it now and then keeps
 a table that nobody changes from being the first thing that `allkeys-lru` evicts."""
+_OVERTAKEN_S = 1.0
+"""How long one is used although an older epoch is seen. Two replies may overtake each other; what
+goes on for longer is a server that does not know the last invalidations: a replica took over."""
 
 # A token is the server's clock in µs, as 16 hexadecimal digits so that tokens compare as text,
 # and 16 random digits so that nobody can guess one. It is made to grow even where the clock goes
 # back. A table that is gone takes its knowledge with it: it is born again, and what was stored
-# before its birth is dead. The same is done although the table is there when the epoch is gone;
-# then ARGV[2] is the epoch that the table was last seen with, so that of many who find it gone at
-# once only the first begins anew.
+# before its birth is dead. The same is done although the table is there when the epoch is gone, or
+# either of the two has gone back; then ARGV[2] is the epoch that the table was last seen with, so
+# that of many who find it so at once only the first begins anew. The token is later than ARGV[3],
+# the latest epoch that is known to the caller: where the two keys have servers of their own, they
+# have two clocks, and a table may go back once more between two commands.
 _PURGE = """
 local time = redis.call('TIME')
 local now = string.format('%016x', time[1] * 1000000 + time[2])
 local last = redis.call('HGET', KEYS[1], 'epoch')
-if last and string.sub(last, 1, 16) >= now then
-  now = string.format('%016x', tonumber(string.sub(last, 1, 16), 16) + 1)
+local latest = last or ''
+if ARGV[3] > latest then latest = ARGV[3] end
+if string.sub(latest, 1, 16) >= now then
+  now = string.format('%016x', tonumber(string.sub(latest, 1, 16), 16) + 1)
 end
 local token = now .. ARGV[1]
-if ARGV[2] ~= 'keep' and last and last ~= ARGV[2] then return last end
+if ARGV[2] ~= 'keep' and last and last ~= ARGV[2] and last > ARGV[3] then return last end
 if ARGV[2] ~= 'keep' or not last then
   local longest = redis.call('HGET', KEYS[1], 'longest')
   redis.call('DEL', KEYS[1])
@@ -44,7 +51,7 @@ if ARGV[2] ~= 'keep' or not last then
   if longest then redis.call('HSET', KEYS[1], 'longest', longest) end
 end
 redis.call('HSET', KEYS[1], 'epoch', token)
-for i = 3, #ARGV, 2 do
+for i = 4, #ARGV, 2 do
   local field, value = ':' .. ARGV[i], ARGV[i + 1]
   if value == '' then
     value = token
@@ -117,11 +124,14 @@ class Epochs:
 
     def known(self, seen: bytes | None) -> Purges | None:
         """Return what `current` does, where no round trip is needed for it."""
-        if self._purges is None or self._clock() - self._read_at_s >= _MAX_AGE_S:
+        age_s = self._clock() - self._read_at_s
+        if self._purges is None or age_s >= _MAX_AGE_S:
             return None
         # Most look-ups see the very epoch that the table was read under.
-        is_new_enough = seen == self._epoch or (seen is not None and self._epoch >= seen)
-        return self._purges if is_new_enough else None
+        if seen == self._epoch:
+            return self._purges
+        was_overtaken = seen is not None and seen < self._epoch and age_s < _OVERTAKEN_S
+        return self._purges if was_overtaken else None
 
     async def purge(self, targets: Iterable[str], *, before_s: float | None = None) -> str:
         """Invalidate *targets*, and return the token of it. Two round trips.
@@ -193,12 +203,14 @@ class Epochs:
         fields = {_text(name): _text(value) for name, value in table.items()}
         self._longest_ms = int(fields.get("longest", "0"))
         self._unindexed_until_ms = int(fields.get("unindexed", "0"))
-        # One that went back is a replica's that had not heard of the last invalidations.
-        if epoch is None or _text(epoch) < known or "born" not in fields:
-            token = await self._write(fields.get("epoch", ""))
+        seen, last = "" if epoch is None else _text(epoch), fields.get("epoch", "")
+        # One that went back is a replica's that had not heard of the last invalidations. The epoch
+        # never is ahead of its table; where it is, it is the table that went back.
+        if not seen or seen < known or seen > last or "born" not in fields:
+            token = await self._write(last, later_than=max(seen, known))
             return Purges(epoch=token, born=token)
         return Purges(
-            epoch=_text(epoch),
+            epoch=seen,
             born=fields["born"],
             tokens={name[1:]: token for name, token in fields.items() if name.startswith(":")},
         )
@@ -208,10 +220,13 @@ class Epochs:
             await self._connection.execute("EVAL", _RAISE, 1, self._keys.purges, field, value)
         )
 
-    async def _write(self, mode: str, targets: Iterable[tuple[str, str]] = ()) -> str:
+    async def _write(
+        self, mode: str, targets: Iterable[tuple[str, str]] = (), *, later_than: str = ""
+    ) -> str:
         pairs = [part for pair in targets for part in pair]
+        arguments = (secrets.token_hex(8), mode, later_than, *pairs)
         token: bytes = await self._connection.execute(
-            "EVAL", _PURGE, 1, self._keys.purges, secrets.token_hex(8), mode, *pairs
+            "EVAL", _PURGE, 1, self._keys.purges, *arguments
         )
         await self._connection.execute("EVAL", _ADVANCE, 1, self._keys.epoch, token)
         return _text(token)

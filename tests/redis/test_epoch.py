@@ -245,3 +245,47 @@ async def test_longest_lifetime_outlives_the_rest_of_the_table(epochs, redis, ke
     await redis.delete(keys.epoch)
     await epochs.current(None)
     assert int(await redis.hget(keys.purges, "longest")) == 8_192
+
+
+async def test_a_table_that_went_back_without_its_epoch_has_forgotten_too(
+    make_cache, redis, namespace, keys
+):
+    """On a cluster the two may be on two primaries, of which one fails over."""
+    cache = make_cache()
+    await cache.chat(QUESTION, tags=["old"])
+    backup = await redis.dump(f"{namespace}:purges")
+    await cache.invalidate(tag="old")
+    await redis.restore(f"{namespace}:purges", 0, backup, replace=True)
+
+    assert await make_cache().lookup_exact(QUESTION) is None
+    assert await make_cache().lookup_exact(QUESTION) is None
+    assert (await make_cache().chat(QUESTION)).status == "miss"
+    assert (await make_cache().chat(QUESTION)).status == "exact"
+
+
+async def test_a_table_begun_anew_on_a_clock_that_is_behind_is_later_than_its_epoch(
+    connection, keys, redis
+):
+    ahead = f"{2**52:016x}{0:016x}"
+    await redis.set(keys.epoch, ahead)
+    purges = await Epochs(connection, keys).current(None)
+    assert purges.born > ahead
+    assert (await redis.get(keys.epoch)).decode() == purges.epoch
+    assert (await Epochs(connection, keys).current(None)).born == purges.born
+
+
+async def test_a_server_that_took_over_without_the_last_invalidation_is_found_out_soon(
+    connection, keys, redis
+):
+    clock = FakeClock()
+    epochs = Epochs(connection, keys, clock=clock)
+    before = await epochs.current(None)
+    backup = {key: await redis.dump(key) for key in (keys.epoch, keys.purges)}
+    await epochs.purge([target(Kind.ALL)])
+    after = await epochs.current(await redis.get(keys.epoch))
+    for key, dump in backup.items():
+        await redis.restore(key, 0, dump, replace=True)
+
+    assert await epochs.current(before.epoch.encode()) == after
+    clock.advance(1)
+    assert (await epochs.current(before.epoch.encode())).born > after.epoch
