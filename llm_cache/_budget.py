@@ -7,7 +7,18 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from llm_cache._deadline import arm
+from llm_cache.config import CacheConfig
 from llm_cache.errors import OverBudget
+
+_OWN_SHARE = 0.9
+"""Of the budget, what the cache's own waits may take. The rest is for what nobody can call off:
+timers are late, and the model's client has work to do before its request goes out
+(`python -m benchmarks faults`)."""
+
+
+def spendable_s(config: CacheConfig) -> float:
+    """Return the seconds for which the cache may make one call wait."""
+    return _OWN_SHARE * config.added_latency_budget_s
 
 
 class Budget:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from llm_cache._background import Background
-from llm_cache._budget import Budget
+from llm_cache._budget import Budget, spendable_s
 from llm_cache._call import Call
 from llm_cache._core.encryption import Cipher
 from llm_cache._core.types import Json
@@ -48,7 +48,7 @@ class Engine:
         tell: Callable[[Event], None],
         clock: Callable[[], float],
     ) -> None:
-        self._budget_s = config.added_latency_budget_s
+        self._budget_s = spendable_s(config)
         self._patience_s = 2 * config.redis_timeout_s
         self._leases = leases
         self._background = background = Background()

@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 
 from llm_cache._background import Background
-from llm_cache._budget import Budget
+from llm_cache._budget import Budget, spendable_s
 from llm_cache._call import Call
 from llm_cache._core.codec import Sealed
 from llm_cache._core.types import CacheStatus, Json
@@ -123,7 +123,7 @@ class Steps:
 
     async def look_up_many(self, calls: Sequence[Call]) -> list[Lookup] | None:
         """Look up *calls* in the exact layer alone; `None` where Redis fails. One round trip."""
-        budget = Budget(self._config.added_latency_budget_s)
+        budget = Budget(spendable_s(self._config))
         try:
             async with budget.drawn_on():
                 with self._health.redis.asked(budget):

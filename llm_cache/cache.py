@@ -18,6 +18,7 @@ from collections.abc import (
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, Unpack, overload
 
+from llm_cache._budget import spendable_s
 from llm_cache._call import (
     CHAT_OPTIONS,
     UNSET,
@@ -157,7 +158,7 @@ class LLMCache:
             self._epochs,
             sliding,
             cipher=self._cipher,
-            timeout_s=min(self.config.redis_timeout_s, self.config.added_latency_budget_s),
+            timeout_s=min(self.config.redis_timeout_s, spendable_s(self.config)),
         )
         self._answers = Answers(
             self._connection,
@@ -302,7 +303,7 @@ class LLMCache:
         # A server of our own takes its time to start, and is nothing that may be down.
         is_ours = self._connection.url.startswith("embedded:")
         try:
-            async with asyncio.timeout(None if is_ours else self.config.added_latency_budget_s):
+            async with asyncio.timeout(None if is_ours else spendable_s(self.config)):
                 await self._connecting.join()
         except TimeoutError as error:
             raise StoreTimeout("Redis was not reached within added_latency_budget_s") from error

@@ -289,7 +289,7 @@ class Connection:
         except (TimeoutError, RedisTimeoutError) as error:
             self._suspect()
             name = "redis_timeout_s" if timeout_s is None else "added_latency_budget_s"
-            raise StoreTimeout(f"no answer within {name}={limit_s:g} s") from error
+            raise StoreTimeout(f"no answer within the {limit_s:g} s of {name}") from error
         except (RedisError, OSError) as error:
             self._suspect()
             raise _ours(error) from error
