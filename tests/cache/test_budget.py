@@ -74,12 +74,12 @@ async def ended_but_for_embeddings(cache) -> None:
 
 
 async def test_wait_for_a_leader_in_another_process_does_not_count(make_cache, upstream):
-    first, second = [await make_cache(added_latency_budget_s=0.2).open() for _ in range(2)]
+    first, second = [await make_cache(added_latency_budget_s=1).open() for _ in range(2)]
     upstream.hold()
     leader = asyncio.create_task(first.chat(QUESTION))
     await upstream.called()
     follower = asyncio.create_task(second.chat(QUESTION))
-    _, waiting = await asyncio.wait([follower], timeout=0.6)
+    _, waiting = await asyncio.wait([follower], timeout=1.4)
     upstream.release()
 
     assert waiting == {follower}
@@ -91,11 +91,11 @@ async def test_wait_for_a_leader_in_another_process_does_not_count(make_cache, u
 async def test_verifier_has_a_time_of_its_own(make_cache, embedder):
     class Slow:
         async def verify(self, new, cached, answer):
-            await asyncio.sleep(0.4)
+            await asyncio.sleep(1.2)
             return True
 
     embedder.similar(QUESTION, REPHRASED, 0.8)
-    cache = await make_cache(verifier=Slow(), verify_from=0.7, added_latency_budget_s=0.3).open()
+    cache = await make_cache(verifier=Slow(), verify_from=0.7, added_latency_budget_s=1).open()
     await cache.chat(QUESTION)
     assert (await cache.chat(REPHRASED)).status == "semantic"
 
