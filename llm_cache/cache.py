@@ -931,8 +931,9 @@ class LLMCache:
     ) -> dict[str, Any]:
         """Return the calls of all workers by status, what they saved, and what Redis holds.
 
-        Other workers' last seconds (`config.stats_flush_s`) are not in it yet. Five round trips.
-        `docs/observability.md` tells of every number. Those in USD are `None` where nobody knows
+        Other workers' last seconds (`config.stats_flush_s`) are not in it yet. Six round trips.
+        The policies of each vector space take one more. `docs/observability.md` tells of every
+        number. Those in USD are `None` where nobody knows
         a price, which is never taken for 0.
 
         Args:
@@ -953,6 +954,7 @@ class LLMCache:
         return {
             **counted,
             "policy": self._policy_of(tenant),
+            "policies": await self._stored_policies(),
             "entries": await self._semantic.vectors.count() if self.config.semantic else None,
             "redis_memory_bytes": sum(server["used_memory"] for server in memory),
         }
@@ -998,6 +1000,16 @@ class LLMCache:
 
     def _row_of(self, tenant: str | Unset | None) -> str | None:
         return None if isinstance(tenant, Unset) else self._statistics.row_of(tenant)
+
+    async def _stored_policies(self) -> dict[str, dict[str, str]]:
+        from llm_cache._redis.policies import PolicyStore
+
+        stores = {
+            space: PolicyStore(self._connection, self._keys, space=space)
+            for space in await self._answers.spaces()
+        }
+        described = {space: (await store.load()).described() for space, store in stores.items()}
+        return {space: policies for space, policies in described.items() if policies}
 
     def _policy_of(self, tenant: str | Unset | None) -> str | None:
         named = None if isinstance(tenant, Unset) else tenant

@@ -33,6 +33,15 @@ class Policies:
             raise found
         return found
 
+    def described(self) -> dict[str, str]:
+        """Return what is to be said of each: by `tenant:<name>`, and `*` for all other tenants."""
+        return {
+            whose: f"unusable: {policy}"
+            if isinstance(policy, UnusablePolicy)
+            else f"certified: {policy.certificate}"
+            for whose, policy in sorted(self.by_field.items())
+        }
+
 
 class PolicyStore:
     """Loads and saves the policies of one namespace and vector space."""

@@ -148,6 +148,9 @@ class _Shown:
             self._screen.fact(label, value)
         for index in indexes or ():
             self._screen.fact("index", _described(index))
+        for space, policies in numbers["policies"].items():
+            for whose, said in policies.items():
+                self._screen.fact("policy", f"{whose} in {space}: {said}")
         self._screen.fact("Redis memory", size(numbers["redis_memory_bytes"]))
 
     def _headline(self, numbers: dict[str, Any]) -> str:

@@ -77,6 +77,18 @@ async def test_a_verifier_may_let_pass_what_a_policy_refuses(make_cache, stored_
     assert (await cache.chat(REPHRASED)).status == "semantic"
 
 
+async def test_all_that_are_stored_are_told_with_the_statistics_of_the_server(cache, make_cache):
+    await cache.set_policy(from_similarity(0.8))
+    await cache.set_policy(from_similarity(0.9), tenants=["acme"])
+    looking = await make_cache(semantic=False).open()
+    (policies,) = (await looking.server_stats())["policies"].values()
+    assert sorted(policies) == ["*", "tenant:acme"]
+    assert all(said.startswith("certified: at most") for said in policies.values())
+    await cache.remove_policy()
+    await cache.remove_policy(tenants=["acme"])
+    assert (await looking.server_stats())["policies"] == {}
+
+
 async def test_it_can_be_removed(cache, stored_alike):
     await stored_alike(cache, 0.85)
     await cache.set_policy(from_similarity(0.8))
