@@ -214,7 +214,7 @@ class LLMCache:
             self._connection,
             self._keys,
             self._epochs,
-            spaces=lambda: self._semantic.spaces,
+            spaces=self._answers.spaces,
             failed=lambda error: self._tell(DependencyFailed("redis", "sweep", error)),
         )
         self._invalidator = Invalidator(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -68,7 +68,8 @@ class Sweeper:
     """Walks over one namespace.
 
     Args:
-        spaces: The vector spaces this process knows, whose entries go along with their answers.
+        spaces: Returns the vector spaces whose entries go along with their answers; asked once a
+            walk.
         failed: Told where Redis failed; what is dead is then left to the next walk or its TTL.
         pause_s: Between two batches, so that callers have Redis to themselves in between.
         rest_s: Between two walks, whoever makes them.
@@ -81,7 +82,7 @@ class Sweeper:
         keys: Keys,
         epochs: Epochs,
         *,
-        spaces: Callable[[], Sequence[str]],
+        spaces: Callable[[], Awaitable[Sequence[str]]],
         failed: Callable[[StoreError], object] = lambda _: None,
         pause_s: float = _PAUSE_S,
         rest_s: float = _REST_S,
@@ -136,12 +137,14 @@ class Sweeper:
 
     async def _removals(self) -> AsyncIterator[int]:
         """Remove what is dead; yield after each batch how much of it was."""
+        spaces = await self._spaces()
         async for batch in self._answers():
             purges = await self._epochs.current(None)
             dead = [stored for stored in batch if not _lives(stored, purges)]
             removed = 0
             for start in range(0, len(dead), _AT_ONCE):
-                calls = map(self._removal, dead[start : start + _AT_ONCE])
+                some = dead[start : start + _AT_ONCE]
+                calls = [self._removal(stored, spaces) for stored in some]
                 removed += sum(await _REMOVE.run_each(self._connection, calls))
             yield removed
 
@@ -185,8 +188,8 @@ class Sweeper:
     async def _hold(self, name: str, for_s: float) -> None:
         await _HOLD.run(self._connection, [self._keys.sweep], [name, _ms(for_s)])
 
-    def _removal(self, stored: Stored) -> tuple[list[str], list[bytes]]:
-        keys = self._keys.belongings(stored.digest, self._spaces())
+    def _removal(self, stored: Stored, spaces: Sequence[str]) -> tuple[list[str], list[bytes]]:
+        keys = self._keys.belongings(stored.digest, spaces)
         return keys, [stored.start[:HEADER_BYTES]]
 
     async def _answers(self) -> AsyncIterator[list[Stored]]:

@@ -683,3 +683,13 @@ async def test_twenty_thousand_answers_are_gone_with_one_invalidation(redis_url,
     assert figures.alive_before == figures.asked
     assert figures.alive_after == 0
     assert figures.left_after_walk == 0
+
+
+async def test_whoever_has_no_embedder_removes_what_leads_to_dead_answers_too(
+    make_cache, redis, namespace
+):
+    await make_cache().chat(QUESTION, tags=["old"])
+    exact = make_cache(semantic=False)
+    await exact.invalidate(tag="old")
+    await exact._sweeper.settle()
+    assert [name async for name in redis.scan_iter(f"{namespace}:s:*")] == []

@@ -16,6 +16,14 @@ from llm_cache.testing import FakeClock
 SPACE = "space"
 
 
+async def one() -> list[str]:
+    return [SPACE]
+
+
+async def none() -> list[str]:
+    return []
+
+
 def digest(number: int) -> str:
     return f"{number:028}"
 
@@ -25,7 +33,7 @@ async def make_sweeper(connection, keys):
     made = []
 
     def make(**settings):
-        options = {"spaces": lambda: [SPACE], "pause_s": 0, "rest_s": 0, **settings}
+        options = {"spaces": one, "pause_s": 0, "rest_s": 0, **settings}
         made.append(Sweeper(connection, keys, Epochs(connection, keys), **options))
         return made[-1]
 
@@ -150,7 +158,7 @@ async def test_start_during_a_walk_walks_again(make_sweeper, put, epochs, redis,
 
 async def test_outage_is_told_and_the_next_walk_tries_again(connection, keys, epochs):
     told: list[StoreError] = []
-    sweeper = Sweeper(connection, keys, epochs, spaces=list, failed=told.append, rest_s=0)
+    sweeper = Sweeper(connection, keys, epochs, spaces=none, failed=told.append, rest_s=0)
     run, failure = connection.run, StoreUnavailable("down")
 
     async def fail(operation):
@@ -175,7 +183,7 @@ async def test_lines_leave_the_table_although_nobody_walks(redis_url, keys, redi
     await epochs.purge([target(Kind.TAG, "new")])
     long_ago = f"{1:016x}" + "0" * 16
     await redis.hset(keys.purges, ":" + target(Kind.TAG, "old"), long_ago)
-    sweeper = Sweeper(connection, keys, epochs, spaces=list, clock=clock)
+    sweeper = Sweeper(connection, keys, epochs, spaces=none, clock=clock)
     sweeper.start(walk=False)
     await sweeper.settle()
     fields = {name for name in await redis.hgetall(keys.purges) if name.startswith(b":")}
