@@ -41,7 +41,7 @@ class Guard:
         self._tell = tell
         self._clock = clock
         self._breaker = Breaker() if limits is None else Breaker(limits)
-        self._last_error: Exception | None = None
+        self._last_error: str | None = None
 
     @property
     def state(self) -> str:
@@ -76,7 +76,7 @@ class Guard:
         """Take in that it did not; without a ticket it was not asked."""
         if ticket is None:
             return
-        self._last_error = error
+        self._last_error = str(error)
         is_timeout = isinstance(error, StoreTimeout | EmbedderTimeout)
         if self._breaker.fail(ticket, self._clock(), is_timeout=is_timeout):
             self._tell(BreakerChanged(self.dependency, self.state, error))

@@ -191,10 +191,13 @@ class Storing:
         except LLMCacheError as error:
             if not turn.is_told:
                 self._tell(DependencyFailed(REDIS, "store", error))
-            # Giving the lease back would only wait for the same Redis again: it runs out.
             refusal = REDIS
-        else:
-            if lease is not None:
+        if lease is not None:
+            if refusal in (REDIS, Refusal.BREAKER):
+                # Giving it back would only wait for the same Redis again. Nor may it live for as
+                # long as somebody keeps the error, whose traceback leads to it.
+                lease.expire()
+            else:
                 self._leases.let_go(lease)
         if placing is not None:
             self._follow(call, turn, placing, is_led_to=place is not None or refusal is not None)

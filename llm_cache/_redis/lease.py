@@ -153,6 +153,10 @@ class Lease:
             # Whoever leaves has an answer or an error of their own, and waiters have a fallback.
             _log.debug("a lease was left to run out: %s", error)
 
+    def expire(self) -> None:
+        """Let the lease run out: it is renewed no more. Asks Redis nothing."""
+        self._leases.forget(self)
+
     async def __aenter__(self) -> Self:
         """Return the lease itself."""
         return self
@@ -321,7 +325,7 @@ class Leases:
         """Release *lease*: see `Lease.release`."""
         if lease.is_ended:
             return False
-        self._end(lease)
+        self.forget(lease)
         is_ours = await _RELEASE.run(
             self._connection,
             [self._keys.lease(lease.digest)],
@@ -373,10 +377,11 @@ class Leases:
             [token, ttl_ms, blob, self._channel(digest), Landing.LANDED, *fields],
         )
         if lease is not None:
-            self._end(lease)
+            self.forget(lease)
         return bool(is_stored)
 
-    def _end(self, lease: Lease) -> None:
+    def forget(self, lease: Lease) -> None:
+        """Renew *lease* no more: see `Lease.expire`."""
         lease.is_ended = True
         self._held.discard(lease)
 

@@ -291,6 +291,28 @@ async def test_explicit_store_tells_what_redis_said(cache, redis):
         await redis.config_set("maxmemory", 0)
 
 
+async def test_leader_whose_answer_was_not_stored_keeps_nobody_waiting(
+    make_cache, upstream, redis, namespace, events
+):
+    """Although somebody, here a hook, keeps the error, whose traceback leads to the lease."""
+    leader, follower = [await make_cache().open() for _ in range(2)]
+    upstream.hold()
+    leading = asyncio.create_task(leader.chat(QUESTION))
+    await upstream.called()
+    following = asyncio.create_task(follower.chat(QUESTION))
+    while not await redis.pubsub_channels(f"*{namespace}*"):
+        pass
+    await redis.config_set("maxmemory", 1)
+    try:
+        upstream.release()
+        async with asyncio.timeout(20):
+            await asyncio.gather(leading, following)
+    finally:
+        await redis.config_set("maxmemory", 0)
+    assert upstream.calls == 2
+    assert events.of(DependencyFailed)
+
+
 async def test_stream_that_redis_fails_says_why(make_cache, events):
     stream = await make_cache("redis://127.0.0.1:1").chat(QUESTION, stream=True)
     assert (stream.status, stream.info.reason) == ("bypass", "redis")
