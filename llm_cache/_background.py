@@ -7,8 +7,10 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from llm_cache._flight import observe
+from llm_cache.errors import CacheClosed
 
 _T = TypeVar("_T")
+UNDER_WAY = "the cache was closed while this call was under way"
 
 
 class Background:
@@ -16,6 +18,16 @@ class Background:
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._is_closed = False
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing may begin any more."""
+        return self._is_closed
+
+    def close(self) -> None:
+        """Let nothing begin from now on: what it would need is being closed."""
+        self._is_closed = True
 
     @property
     def tasks(self) -> list[asyncio.Task[Any]]:
@@ -23,7 +35,14 @@ class Background:
         return list(self._tasks)
 
     def spawn(self, work: Coroutine[Any, Any, _T], *, name: str) -> asyncio.Task[_T]:
-        """Begin *work*. Whoever wants to know of its exception looks at the task."""
+        """Begin *work*. Whoever wants to know of its exception looks at the task.
+
+        Raises:
+            CacheClosed: nothing may begin any more.
+        """
+        if self._is_closed:
+            work.close()
+            raise CacheClosed(UNDER_WAY)
         task = asyncio.create_task(work, name=f"llm_cache.{name}")
         self._tasks.add(task)
         task.add_done_callback(self._ended)

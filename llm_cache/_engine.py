@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from llm_cache._background import Background
+from llm_cache._background import UNDER_WAY, Background
 from llm_cache._budget import Budget, spendable_s
 from llm_cache._call import Call
 from llm_cache._core.encryption import Cipher
@@ -27,7 +27,7 @@ from llm_cache._steps import Steps
 from llm_cache._storing import Storing
 from llm_cache._streams import OpenStream, Streams
 from llm_cache.config import CacheConfig
-from llm_cache.errors import OverBudget
+from llm_cache.errors import CacheClosed, OverBudget
 from llm_cache.events import Event
 
 
@@ -92,6 +92,7 @@ class Engine:
         found = await self._steps.look_up(call, started_s)
         if isinstance(found, Answered):
             return found
+        self._refuse_closed()
         budget = self._left(started_s)
         if isinstance(found, Lookup) and self._storing.is_queued(call.digest):
             found = await self._steps.look_up_queued(call, found, budget)
@@ -167,6 +168,7 @@ class Engine:
             found = await self._steps.look_up(call, started_s)
             if isinstance(found, Answered):
                 return found
+            self._refuse_closed()
             budget = self._left(started_s)
             if isinstance(found, Lookup) and self._storing.is_queued(call.digest):
                 found = await self._steps.look_up_queued(call, found, budget)
@@ -227,9 +229,14 @@ class Engine:
                 wait_s = until_s - asyncio.get_running_loop().time()
         finally:
             # Whoever has no patience even for that leaves nothing behind either.
+            self._background.close()
             while under_way := self._under_way():
                 await finish(under_way, wait_s=0)
             await self._leases.aclose()
+
+    def _refuse_closed(self) -> None:
+        if self._background.is_closed:
+            raise CacheClosed(UNDER_WAY)
 
     def _under_way(self) -> list[asyncio.Task[Any]]:
         return [*self._flights.tasks, *self._streams.beginning, *self._background.tasks]

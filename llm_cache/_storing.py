@@ -89,6 +89,8 @@ class Storing:
         for. The turn's lease is ended in any case, and where the prompt stands is added when that
         is known.
         """
+        if self._background.is_closed:
+            return REDIS
         if self._config.store_in_background and self._is_full():
             return self._shed(call)
         lease, placing = turn.hand_over()

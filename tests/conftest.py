@@ -88,7 +88,24 @@ def cache_url(redis_url: str, pytestconfig: pytest.Config) -> str:
 
 
 @pytest.fixture
+async def dropped(redis_shape: Shape, namespace: str) -> AsyncIterator[None]:
+    """See to it that the indexes of the test are gone afterwards.
+
+    A server looks at all its indexes when a hash is written, and reads everything it has for a new
+    one: thousands of tests would make it ever slower.
+    """
+    yield
+    if "+cluster" not in redis_shape.url:
+        async with redis_shape.client() as client:
+            names = [name.decode() for name in await client.execute_command("FT._LIST")]
+            for name in names:
+                if name.startswith((f"{namespace}:", f"{namespace}.")):
+                    await client.execute_command("FT.DROPINDEX", name, "DD")
+
+
+@pytest.fixture
 async def make_cache(
+    dropped: None,
     cache_url: str,
     namespace: str,
     upstream: ScriptedUpstream,

@@ -41,7 +41,7 @@ async def test_embedder_that_takes_long_costs_no_more_than_the_budget(held, even
     reply = await held.chat(QUESTION)
 
     # The model, the event loop and the other users of this machine take their time as well.
-    assert 0.2 <= time.monotonic() - started_s < 2
+    assert 0.9 * 0.2 <= time.monotonic() - started_s < 2
     assert (reply.status, reply.reason) == ("bypass", "budget")
     (failed,) = events.of(DependencyFailed)
     assert failed.dependency == "embedder"
