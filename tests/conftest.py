@@ -88,13 +88,13 @@ def cache_url(redis_url: str, pytestconfig: pytest.Config) -> str:
 
 
 @pytest.fixture
-async def dropped(redis_shape: Shape, namespace: str) -> AsyncIterator[None]:
-    """See to it that the indexes of the test are gone afterwards.
+async def tidy_namespace(redis_shape: Shape, namespace: str) -> AsyncIterator[str]:
+    """Lend the namespace, and see to it that its indexes are gone afterwards.
 
     A server looks at all its indexes when a hash is written, and reads everything it has for a new
     one: thousands of tests would make it ever slower.
     """
-    yield
+    yield namespace
     if "+cluster" not in redis_shape.url:
         async with redis_shape.client() as client:
             names = [name.decode() for name in await client.execute_command("FT._LIST")]
@@ -105,9 +105,8 @@ async def dropped(redis_shape: Shape, namespace: str) -> AsyncIterator[None]:
 
 @pytest.fixture
 async def make_cache(
-    dropped: None,
     cache_url: str,
-    namespace: str,
+    tidy_namespace: str,
     upstream: ScriptedUpstream,
     embedder: FakeEmbedder,
     events: RecordingHook,
@@ -125,7 +124,7 @@ async def make_cache(
         cache = LLMCache(
             url,
             # The upstream, its client and the cache share one loop here; give it time.
-            config=CacheConfig(**{"namespace": namespace, **PATIENT, **config}),
+            config=CacheConfig(**{"namespace": tidy_namespace, **PATIENT, **config}),
             **{**collaborators, **options},
         )
         made.append(cache)
