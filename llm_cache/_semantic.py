@@ -326,8 +326,9 @@ class SemanticLayer:
                 if left_ms > 0 and accepts(found.entry):
                     return SemanticHit(candidate, found.entry, left_ms), gone, passed
                 passed.append(candidate.key)
-            elif found.is_foreign:
-                # An answer of another version is alive to the workers that can read it.
+            elif found.is_foreign or found.corrupt is not None:
+                # An answer of another version is alive to the workers that can read it; one that
+                # cannot be read may have been damaged on its way here.
                 passed.append(candidate.key)
             else:
                 gone.append(candidate.key)

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from llm_cache._core.keys import Keys
 from llm_cache._core.policy import Purges
 from llm_cache._core.targets import Kind
 from llm_cache._flight import SharedRun
 from llm_cache._redis.connection import Connection
+from llm_cache.errors import StoreUnavailable
 
 _MAX_AGE_S = 10.0
 """How long a copy of the table is used while the epoch stands still. Reading it now and then keeps
@@ -110,7 +111,7 @@ class Epochs:
     async def current(self, seen: bytes | None) -> Purges:
         """Return the purge table for an answer that was read together with the epoch *seen*.
 
-        No round trip while the epoch stands still (one every 10 s), one when it has moved, three
+        No round trip while the epoch stands still (one every 10 s), one when it has moved, four
         when it or the table is lost.
         """
         if (known := self.known(seen)) is not None:
@@ -196,24 +197,34 @@ class Epochs:
 
     async def _read(self) -> Purges:
         known = "" if self._purges is None else self._purges.epoch
-        # The epoch first: the table is written before it, and so is never older than it here.
-        (epoch,), (table,) = await self._connection.execute_then(
-            [("GET", self._keys.epoch)], [("HGETALL", self._keys.purges)]
-        )
-        fields = {_text(name): _text(value) for name, value in table.items()}
+        seen, fields = await self._seen()
+        is_lost = _has_forgotten(seen, fields, known)
+        if is_lost:
+            # A damaged reply looks like that, too. What makes everything older dead is seen twice.
+            before = seen, fields
+            seen, fields = await self._seen()
+            is_lost = _has_forgotten(seen, fields, known)
+            if is_lost and (seen, fields) != before:
+                raise StoreUnavailable("two readings of what was invalidated do not agree")
         self._longest_ms = int(fields.get("longest", "0"))
         self._unindexed_until_ms = int(fields.get("unindexed", "0"))
-        seen, last = "" if epoch is None else _text(epoch), fields.get("epoch", "")
-        # One that went back is a replica's that had not heard of the last invalidations. The epoch
-        # never is ahead of its table; where it is, it is the table that went back.
-        if not seen or seen < known or seen > last or "born" not in fields:
-            token = await self._write(last, later_than=max(seen, known))
+        if is_lost:
+            token = await self._write(fields.get("epoch", ""), later_than=max(seen, known))
             return Purges(epoch=token, born=token)
         return Purges(
             epoch=seen,
             born=fields["born"],
             tokens={name[1:]: token for name, token in fields.items() if name.startswith(":")},
         )
+
+    async def _seen(self) -> tuple[str, dict[str, str]]:
+        """Return the epoch, empty where there is none, and the table."""
+        # The epoch first: the table is written before it, and so is never older than it here.
+        (epoch,), (table,) = await self._connection.execute_then(
+            [("GET", self._keys.epoch)], [("HGETALL", self._keys.purges)]
+        )
+        fields = {_text(name): _text(value) for name, value in table.items()}
+        return "" if epoch is None else _text(epoch), fields
 
     async def _raise(self, field: str, value: int) -> int:
         return int(
@@ -230,6 +241,15 @@ class Epochs:
         )
         await self._connection.execute("EVAL", _ADVANCE, 1, self._keys.epoch, token)
         return _text(token)
+
+
+def _has_forgotten(seen: str, fields: Mapping[str, str], known: str) -> bool:
+    """Tell whether Redis has lost invalidations: one of the two keys is gone or went back.
+
+    One that went back is a replica's that had not heard of the last ones. The epoch never is ahead
+    of its table; where it is, it is the table that went back.
+    """
+    return not seen or seen < known or seen > fields.get("epoch", "") or "born" not in fields
 
 
 def _moment_s(target: str, token: str) -> float:

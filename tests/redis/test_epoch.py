@@ -289,3 +289,21 @@ async def test_a_server_that_took_over_without_the_last_invalidation_is_found_ou
     assert await epochs.current(before.epoch.encode()) == after
     clock.advance(1)
     assert (await epochs.current(before.epoch.encode())).born > after.epoch
+
+
+@pytest.mark.parametrize("damaged", ["", "0" * 32, "f" * 32])
+async def test_a_reply_that_was_damaged_once_makes_nothing_forgotten(
+    connection, keys, monkeypatch, damaged
+):
+    epochs = Epochs(connection, keys)
+    born = (await epochs.current(None)).born
+    whole = epochs._seen
+    readings = []
+
+    async def seen():
+        readings.append(await whole())
+        return (damaged, readings[-1][1]) if len(readings) == 1 else readings[-1]
+
+    monkeypatch.setattr(epochs, "_seen", seen)
+    assert (await epochs._refresh()).born == born
+    assert len(readings) == 2
