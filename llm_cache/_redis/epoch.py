@@ -8,6 +8,7 @@ so the table is always written first: whoever sees a new epoch finds what it sta
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -87,6 +88,9 @@ for i = 1, #ARGV, 2 do
 end
 return pruned
 """
+_TOKEN = re.compile("[0-9a-f]{32}")
+_READINGS = 5
+"""Others may be beginning anew meanwhile, in two commands."""
 _PRUNED_AT_ONCE = 500
 _SLACK_S = 86_400.0
 """A request may have been under way for as long when it stored its answer."""
@@ -197,15 +201,16 @@ class Epochs:
 
     async def _read(self) -> Purges:
         known = "" if self._purges is None else self._purges.epoch
-        seen, fields = await self._seen()
-        is_lost = _has_forgotten(seen, fields, known)
-        if is_lost:
-            # A damaged reply looks like that, too. What makes everything older dead is seen twice.
-            before = seen, fields
+        before: tuple[str, dict[str, str]] | None = None
+        for _ in range(_READINGS):
             seen, fields = await self._seen()
             is_lost = _has_forgotten(seen, fields, known)
-            if is_lost and (seen, fields) != before:
-                raise StoreUnavailable("two readings of what was invalidated do not agree")
+            # A damaged reply looks lost, too. What makes everything older dead is seen twice.
+            if not is_lost or (seen, fields) == before:
+                break
+            before = seen, fields
+        else:
+            raise StoreUnavailable("readings of what was invalidated do not agree")
         self._longest_ms = int(fields.get("longest", "0"))
         self._unindexed_until_ms = int(fields.get("unindexed", "0"))
         if is_lost:
@@ -224,7 +229,12 @@ class Epochs:
             [("GET", self._keys.epoch)], [("HGETALL", self._keys.purges)]
         )
         fields = {_text(name): _text(value) for name, value in table.items()}
-        return "" if epoch is None else _text(epoch), fields
+        seen = "" if epoch is None else _text(epoch)
+        tokens = [seen, fields.get("epoch", ""), fields.get("born", "")]
+        # A damaged one would be used for a while, and make answers dead that are not.
+        if not all(_TOKEN.fullmatch(token) for token in tokens if token) or tokens[2] > tokens[1]:
+            raise StoreUnavailable("Redis answered nonsense about what was invalidated")
+        return seen, fields
 
     async def _raise(self, field: str, value: int) -> int:
         return int(
