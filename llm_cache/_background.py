@@ -7,10 +7,8 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from llm_cache._flight import observe
-from llm_cache.errors import CacheClosed
 
 _T = TypeVar("_T")
-UNDER_WAY = "the cache was closed while this call was under way"
 
 
 class Background:
@@ -22,11 +20,14 @@ class Background:
 
     @property
     def is_closed(self) -> bool:
-        """Whether nothing may begin any more."""
+        """Whether no call may begin anything any more."""
         return self._is_closed
 
     def close(self) -> None:
-        """Let nothing begin from now on: what it would need is being closed."""
+        """Let calls begin nothing from now on: what it would need is being closed.
+
+        What ends may still have to tidy up, in a task of its own.
+        """
         self._is_closed = True
 
     @property
@@ -35,14 +36,7 @@ class Background:
         return list(self._tasks)
 
     def spawn(self, work: Coroutine[Any, Any, _T], *, name: str) -> asyncio.Task[_T]:
-        """Begin *work*. Whoever wants to know of its exception looks at the task.
-
-        Raises:
-            CacheClosed: nothing may begin any more.
-        """
-        if self._is_closed:
-            work.close()
-            raise CacheClosed(UNDER_WAY)
+        """Begin *work*. Whoever wants to know of its exception looks at the task."""
         task = asyncio.create_task(work, name=f"llm_cache.{name}")
         self._tasks.add(task)
         task.add_done_callback(self._ended)

@@ -9,13 +9,13 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from llm_cache._background import UNDER_WAY, Background
+from llm_cache._background import Background
 from llm_cache._budget import Budget, spendable_s
 from llm_cache._call import Call
 from llm_cache._core.encryption import Cipher
 from llm_cache._core.types import Json
 from llm_cache._ends import Answered, Streaming, Turn, as_follower
-from llm_cache._flight import SingleFlight, finish
+from llm_cache._flight import UNDER_WAY, SingleFlight, finish
 from llm_cache._health import Health
 from llm_cache._redis.answers import Answers
 from llm_cache._redis.exact import ExactStore, Lookup

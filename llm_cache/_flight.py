@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 from llm_cache.errors import CacheClosed
 
 _T = TypeVar("_T")
+UNDER_WAY = "the cache was closed while this call was under way"
 
 
 class SingleFlight(Generic[_T]):
@@ -52,7 +53,7 @@ class SingleFlight(Generic[_T]):
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             if task.cancelled() and not _is_being_cancelled():
-                raise CacheClosed("the cache was closed while this call was under way") from None
+                raise CacheClosed(UNDER_WAY) from None
             raise
         finally:
             self._waiting[key] -= 1
@@ -111,7 +112,7 @@ class SharedRun(Generic[_T]):
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             if task.cancelled() and not _is_being_cancelled():
-                raise CacheClosed("the cache was closed while this call was under way") from None
+                raise CacheClosed(UNDER_WAY) from None
             raise
         finally:
             self._waiting[task] -= 1

@@ -11,6 +11,7 @@ from llm_cache._background import Background, done_within
 from llm_cache._budget import Budget
 from llm_cache._core.breaker import State
 from llm_cache._embedding import blames_text
+from llm_cache._flight import UNDER_WAY
 from llm_cache._health import Guard
 from llm_cache._semantic import Place
 from llm_cache.errors import CacheClosed, EmbedderError, LLMCacheError
@@ -70,7 +71,7 @@ class Placing:
                 self._guard.used_up(self._ticket, time.monotonic() - self._began_s)
             raise
         if self._task.cancelled():
-            raise CacheClosed("the cache was closed while this call was under way")
+            raise CacheClosed(UNDER_WAY)
         error = self._task.exception()
         if isinstance(error, Exception) and not isinstance(error, LLMCacheError):
             raise self._guard.broken(error) from error

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from llm_cache import CacheConfig, LLMCache
+from llm_cache._background import Background
 from llm_cache.errors import CacheClosed, ConfigurationError, UsedElsewhere
 from llm_cache.testing import FakeEmbedder
 
@@ -213,3 +214,18 @@ async def test_fork_with_a_loop_of_its_own_is_told_what_to_do(cache):
 
     assert in_a_fork(child) == 0
     assert (await cache.chat(QUESTION)).status == "exact"
+
+
+async def test_what_is_given_up_when_the_cache_closes_may_still_tidy_up():
+    tidied = asyncio.Event()
+
+    async def tidy() -> None:
+        tidied.set()
+
+    background = Background()
+    given_up = background.spawn(asyncio.Event().wait(), name="given up")
+    given_up.add_done_callback(lambda _: background.spawn(tidy(), name="tidy"))
+    background.close()
+    given_up.cancel()
+    async with asyncio.timeout(20):
+        await tidied.wait()
