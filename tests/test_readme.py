@@ -39,7 +39,7 @@ def test_index_statement_in_the_docs_is_the_one_in_the_code():
     from llm_cache._redis import vectors
 
     def words(text: str) -> str:
-        return re.search(r"NOOFFSETS.*?EF_RUNTIME \d+", " ".join(text.split()))[0]  # type: ignore[index]
+        return re.search(r"NOOFFSETS.*?EF_CONSTRUCTION \d+", " ".join(text.split()))[0]  # type: ignore[index]
 
     docs = words((ROOT / "docs" / "data-model.md").read_text(encoding="utf-8"))
     assert docs.replace("<dimensions>", "<dims>") == words(vectors.__doc__ or "")

@@ -17,6 +17,7 @@ from llm_cache._redis.connection import Connection
 from llm_cache._redis.exact import ExactStore, pair
 from llm_cache._redis.lease import Script
 from llm_cache._redis.line import Line
+from llm_cache._redis.replies import text
 from llm_cache.errors import StoreUnavailable
 
 # In one step, so that an alias is either in the list that comes back, or finds its origin gone.
@@ -67,7 +68,7 @@ class Answers:
     async def aliases(self, digest: str) -> list[str]:
         """Return the digests of the aliases of an answer. One round trip."""
         names = await self._connection.execute("SMEMBERS", self._keys.refs(digest))
-        return [alias for name in names if (alias := self._keys.digest(_text(name)))]
+        return [alias for name in names if (alias := self._keys.digest(text(name)))]
 
     async def spaces(self) -> list[str]:
         """Return the vector spaces in which this namespace has entries. One round trip.
@@ -80,7 +81,7 @@ class Answers:
             if "unknown command" not in str(error).lower():
                 raise
             return []
-        spaces = [self._keys.space(_text(name)) for names in lists for name in names]
+        spaces = [self._keys.space(text(name)) for names in lists for name in names]
         return sorted(set(filter(None, spaces)))
 
     async def prompts(self) -> AsyncGenerator[list[tuple[str, str]], None]:
@@ -128,7 +129,7 @@ class Answers:
             )
             batch = []
             for key, (prompt, scope) in zip(keys, found, strict=True):
-                space = self._keys.entry_space(_text(key))
+                space = self._keys.entry_space(text(key))
                 row = {b"__key": key, b"prompt": prompt, b"scope": scope}
                 kept = {name: value for name, value in row.items() if value is not None}
                 batch += self._prompts(space, [kept])
@@ -231,7 +232,3 @@ async def _rows(line: Line, index: str) -> AsyncGenerator[list[dict[bytes, bytes
         if cursor:
             # Left before the end: an index has a limited number of cursors.
             await line.execute("FT.CURSOR", "DEL", index, cursor)
-
-
-def _text(value: bytes | str) -> str:
-    return value if isinstance(value, str) else value.decode()

@@ -14,6 +14,7 @@ from llm_cache._core.keys import Keys
 from llm_cache._core.types import Entry
 from llm_cache._exports import Answer, SemanticEntry
 from llm_cache._redis.connection import Command, Connection
+from llm_cache._redis.replies import text
 from llm_cache.errors import CorruptEntry
 
 # A key changes hands only if it still holds what was looked at (its SHA-1, '' for nothing): what
@@ -97,7 +98,7 @@ class BulkEntries:
             blob, expires_ms, members, *hashes = rest[i * width : (i + 1) * width]
             # What expired in between has no expiry any more; an answer without one is not ours.
             if blob is not None and int(expires_ms) > 0:
-                aliases = sorted(filter(None, map(self._keys.digest, map(_text, members))))
+                aliases = sorted(filter(None, map(self._keys.digest, map(text, members))))
                 entries = [
                     entry
                     for space, fields in zip(spaces, hashes, strict=True)
@@ -110,7 +111,7 @@ class BulkEntries:
         self, digest: str, space: str, fields: Mapping[bytes | str, bytes]
     ) -> SemanticEntry | None:
         """Return what is stored, in clear; `None` where it cannot be read here."""
-        found = {_text(name): value for name, value in fields.items()}
+        found = {text(name): value for name, value in fields.items()}
         entry = SemanticEntry(space, found)
         if "prompt" in found:
             kept = read_kept(found["prompt"], self._cipher, space, entry.scope, digest)
@@ -194,7 +195,3 @@ class BulkEntries:
             fields = [part for pair in found.items() for part in pair]
             arguments += [len(fields), *fields]
         return [len(keys), *keys, *arguments]
-
-
-def _text(value: bytes | str) -> str:
-    return value if isinstance(value, str) else value.decode("utf-8", "replace")

@@ -19,6 +19,7 @@ from typing import Any
 from llm_cache._core.counts import METRICS, NOBODY, OTHER, Row, Table, as_numbers, read
 from llm_cache._core.keys import Keys
 from llm_cache._redis.connection import Connection
+from llm_cache._redis.replies import text
 from llm_cache.errors import ConfigurationError
 
 MAX_MODELS = 100
@@ -156,7 +157,9 @@ class Counters:
         for part, numbers in zip(parts, hashes, strict=True):
             if numbers and first is None:
                 first = part
-            rows.update(read({_text(name): int(number) for name, number in numbers.items()}))
+            rows.update(
+                read({text(name, "replace"): int(number) for name, number in numbers.items()})
+            )
         return Shared(rows, None if first is None else _begins_s(first))
 
     def _batch_for(self, hour: int) -> _Batch:
@@ -229,7 +232,3 @@ def _nameless(row: Row) -> Row:
 def _begins_s(part: str) -> float | None:
     name, _, number = part.partition(":")
     return float(int(number) * (HOUR_S if name == "hour" else DAY_S)) if number else None
-
-
-def _text(value: bytes | str) -> str:
-    return value if isinstance(value, str) else value.decode(errors="replace")

@@ -18,6 +18,7 @@ from llm_cache._core.policy import Purges
 from llm_cache._core.targets import Kind
 from llm_cache._flight import SharedRun
 from llm_cache._redis.connection import Connection
+from llm_cache._redis.replies import text
 from llm_cache.errors import StoreUnavailable
 
 _MAX_AGE_S = 10.0
@@ -228,8 +229,8 @@ class Epochs:
         (epoch,), (table,) = await self._connection.execute_then(
             [("GET", self._keys.epoch)], [("HGETALL", self._keys.purges)]
         )
-        fields = {_text(name): _text(value) for name, value in table.items()}
-        seen = "" if epoch is None else _text(epoch)
+        fields = {text(name): text(value) for name, value in table.items()}
+        seen = "" if epoch is None else text(epoch)
         tokens = [seen, fields.get("epoch", ""), fields.get("born", "")]
         # A damaged one would be used for a while, and make answers dead that are not.
         if not all(_TOKEN.fullmatch(token) for token in tokens if token) or tokens[2] > tokens[1]:
@@ -250,7 +251,7 @@ class Epochs:
             "EVAL", _PURGE, 1, self._keys.purges, *arguments
         )
         await self._connection.execute("EVAL", _ADVANCE, 1, self._keys.epoch, token)
-        return _text(token)
+        return text(token)
 
 
 def _has_forgotten(seen: str, fields: Mapping[str, str], known: str) -> bool:
@@ -266,7 +267,3 @@ def _moment_s(target: str, token: str) -> float:
     """Return the Unix time that *token* stands for."""
     is_age = target.startswith(f"{Kind.AGE} ")
     return float(token) if is_age else int(token[:16], 16) / 1e6
-
-
-def _text(value: bytes | str) -> str:
-    return value if isinstance(value, str) else value.decode("utf-8", "surrogateescape")

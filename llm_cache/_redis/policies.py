@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from llm_cache._core.keys import Keys
 from llm_cache._core.policy_file import StoredPolicy, decode, encode
 from llm_cache._redis.connection import Connection
+from llm_cache._redis.replies import text
 from llm_cache.errors import UnusablePolicy
 
 _EVERYBODY = "*"
@@ -58,7 +59,7 @@ class PolicyStore:
             StoreUnavailable: Redis did not answer.
         """
         found = await self._connection.execute("HGETALL", self._key)
-        return Policies({_text(name): self._read(data) for name, data in found.items()})
+        return Policies({text(name): self._read(data) for name, data in found.items()})
 
     async def save(self, stored: StoredPolicy, *, tenants: Sequence[str] = ()) -> None:
         """Save *stored* for these *tenants*, or for the whole namespace. One round trip.
@@ -95,7 +96,3 @@ class PolicyStore:
 
 def _fields(tenants: Sequence[str]) -> list[str]:
     return [f"{_TENANT}{tenant}" for tenant in tenants] or [_EVERYBODY]
-
-
-def _text(value: bytes | str) -> str:
-    return value if isinstance(value, str) else value.decode()

@@ -17,6 +17,7 @@ from llm_cache._core.encryption import Cipher
 from llm_cache._core.kept import Kept, read_kept
 from llm_cache._core.keys import Keys
 from llm_cache._redis.connection import Connection
+from llm_cache._redis.replies import text
 
 SERVED = "served"
 """The verdict of a semantic hit; anything else says why a candidate was not served."""
@@ -187,8 +188,8 @@ def _item(row: Any, cipher: Cipher | None) -> ReviewItem | None:
     values: Mapping[Any, Any] = (
         raw if isinstance(raw, Mapping) else dict(zip(raw[::2], raw[1::2], strict=True))
     )
-    stored = {_text(key): value for key, value in values.items()}
-    fields = {key: _text(value) for key, value in stored.items()}
+    stored = {text(key, "replace"): value for key, value in values.items()}
+    fields = {key: text(value, "replace") for key, value in stored.items()}
     try:
         places = {
             key: _place(key, fields["digest"], fields.get("asked")) for key in ("new", "cached")
@@ -207,15 +208,11 @@ def _item(row: Any, cipher: Cipher | None) -> ReviewItem | None:
             label=fields.get("label"),
             tenant=fields.get("tenant"),
             space=fields.get("space"),
-            id=_text(name),
+            id=text(name, "replace"),
         )
     except (KeyError, ValueError):
         return None
 
 
 def _milliseconds(name: Any) -> int:
-    return int(_text(name).partition("-")[0])
-
-
-def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return int(text(name, "replace").partition("-")[0])

@@ -25,6 +25,7 @@ from llm_cache._core.vectors import Vector
 from llm_cache._redis.connection import Connection, Lane
 from llm_cache._redis.lease import HashWrite
 from llm_cache._redis.line import Lines
+from llm_cache._redis.replies import text
 from llm_cache._redis.vectors import VectorStore
 from llm_cache.errors import CorruptEntry, StoreError, StoreTimeout, StoreUnavailable
 from llm_cache.events import DependencyFailed, Event
@@ -227,7 +228,7 @@ class ShardedVectors:
         tags = [
             name.rpartition(":")[2].strip("{}")
             # An error, of a server without a search module, is told when the index is made.
-            for name in sorted(map(_text, names if isinstance(names, list) else ()))
+            for name in sorted(map(text, names if isinstance(names, list) else ()))
             if self._keys.space(name) == self.space and self._serves(lane, name)
         ]
         tag = tags[0] if tags else self._tag(lane)
@@ -243,7 +244,3 @@ class ShardedVectors:
     def _tag(self, lane: Lane) -> str:
         """Return the smallest number whose slot is served by *lane*."""
         return next(str(n) for n in count() if self._serves(lane, str(n)))
-
-
-def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -23,6 +23,7 @@ from llm_cache._core.policy import Purges
 from llm_cache._redis.connection import Connection
 from llm_cache._redis.epoch import Epochs
 from llm_cache._redis.lease import Script
+from llm_cache._redis.replies import text
 from llm_cache.errors import CorruptEntry, StoreError
 
 _BATCH = 500
@@ -173,7 +174,7 @@ class Sweeper:
             holder: Any = await self._connection.execute(*turn)
             if holder is None:
                 break
-            if _text(holder)[:_EPOCH_CHARS] >= epoch:
+            if text(holder)[:_EPOCH_CHARS] >= epoch:
                 return
             left_ms = await self._connection.execute("PTTL", self._keys.sweep)
             await asyncio.sleep(max(1, left_ms) / 1000)
@@ -200,7 +201,7 @@ class Sweeper:
                 position, "MATCH", pattern, "COUNT", _BATCH, "TYPE", "string"
             )
             if names:
-                yield await self._read([_text(name) for name in names])
+                yield await self._read([text(name) for name in names])
             if not position:
                 return
             await asyncio.sleep(self._pause_s)
@@ -238,8 +239,3 @@ def _lives(stored: Stored, purges: Purges) -> bool:
 
 def _ms(seconds: float) -> int:
     return round(1000 * seconds)
-
-
-def _text(value: bytes | str) -> str:
-    # A key that is not ours may be no text.
-    return value if isinstance(value, str) else value.decode("utf-8", "surrogateescape")

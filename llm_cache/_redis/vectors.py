@@ -5,15 +5,16 @@ The index is created with this statement (`<…>` are placeholders)::
     FT.CREATE <ns>:idx:<space> ON HASH PREFIX 1 <ns>:s:<space>:
         NOOFFSETS NOHL NOFIELDS NOFREQS STOPWORDS 0
         SCHEMA scope TAG CASESENSITIVE
-               vector VECTOR HNSW 12 TYPE FLOAT16 DIM <dims> DISTANCE_METRIC COSINE
-                                     M 16 EF_CONSTRUCTION 200 EF_RUNTIME 100
+               vector VECTOR HNSW 10 TYPE FLOAT16 DIM <dims> DISTANCE_METRIC COSINE
+                                     M 16 EF_CONSTRUCTION 200
 
 Two plans search it. A small scope is read exactly, every entry of it scored, which is both fast
 and without loss. A large one is searched through the graph; scopes are kept apart there by the
 signs that turn their vectors (`_core/vectors.py`), and every row is compared on its scope before
-anything else. Which plan a scope takes is asked from Redis at a bounded price (counting stops at
-the limit), and nobody waits for it but the first search of a scope: later the question travels
-along with a search. A scope that has grown meanwhile costs that search some time and nothing else.
+anything else. How wide the search of a graph has to be grows with the graph (`ef_runtime`). Which
+plan a scope takes is asked from Redis at a bounded price (counting stops at the limit), and nobody
+waits for it but the first search of a scope: later the question travels along with a search. A
+scope that has grown meanwhile costs that search some time and nothing else.
 
 Searches go over one connection of their own, several of them on their way at once.
 """
@@ -21,7 +22,6 @@ Searches go over one connection of their own, several of them on their way at on
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -34,6 +34,8 @@ from llm_cache._flight import SharedRun
 from llm_cache._redis.connection import Command, Connection, Lane
 from llm_cache._redis.lease import HashWrite, Script
 from llm_cache._redis.line import Line
+from llm_cache._redis.replies import mapping, text
+from llm_cache._redis.sizes import Sizes, entries_of
 from llm_cache.errors import (
     ConfigurationError,
     CorruptEntry,
@@ -42,16 +44,9 @@ from llm_cache.errors import (
     StoreUnavailable,
 )
 
-SMALL_SCOPE = 3_000
-"""Entries up to which a scope is searched exactly: where the two plans cross
-(`python -m benchmarks micro plans`)."""
-_SIZE_AGE_S = 60.0
-_SIZES_KEPT = 50_000
-_EVERYTHING = "*"
 _EXACT = "@scope:{{{scope}}}=>[KNN {limit} @vector $v HYBRID_POLICY ADHOC_BF AS distance]"
 _GRAPH = "*=>[KNN {limit} @vector $v EF_RUNTIME {ef} AS distance]"
 _RETURNED = ("scope", "distance", "prompt")
-_EF_RUNTIME = 100
 _MAX_DIMENSIONS = 32_768
 _ROUNDING = 0.01
 """How far beyond 1 a similarity may come back."""
@@ -102,7 +97,7 @@ class VectorStore:
         """Its fingerprint."""
         self.dimensions = dimensions
         """Length of every vector."""
-        self._sizes = _ScopeSizes(clock)
+        self._sizes = Sizes(clock)
         self.line = Line(connection, lane)
         """Carries the searches; what they lead to may be fetched over it. Replies are RESP2."""
 
@@ -135,7 +130,7 @@ class VectorStore:
         query = _EXACT if self._sizes.is_small(scope) else _GRAPH
         search = (
             *("FT.SEARCH", self.index),
-            query.format(scope=scope, limit=limit, ef=max(_EF_RUNTIME, limit)),
+            query.format(scope=scope, limit=limit, ef=max(self._sizes.ef_runtime, limit)),
             *("PARAMS", 2, "v", salted_blob(vector, scope)),
             *self._returning(),
             *("SORTBY", "distance", "LIMIT", 0, limit, "DIALECT", 2),
@@ -194,7 +189,7 @@ class VectorStore:
     async def count(self) -> int:
         """Return the number of entries in the index. One round trip."""
         answers = await self._ask(("FT.INFO", self.index))
-        return 0 if answers is None else int(_mapping(answers[0]).get(b"num_docs", 0))
+        return 0 if answers is None else entries_of(answers[0])
 
     def _candidates(self, reply: Any, scope: str) -> list[Candidate]:
         """Return the rows of *scope* in *reply*, nearest first.
@@ -236,18 +231,15 @@ class VectorStore:
             signature=kept.signature,
         )
 
-    async def _count(self, queries: Sequence[str], *search: Command) -> Any | None:
-        """Learn which of *queries* find few entries; return the answer of a *search* beside it."""
-        answers = await self._ask(*search, *map(self._counting, queries))
+    async def _count(self, questions: Sequence[str | None], *search: Command) -> Any | None:
+        """Learn what *questions* ask; return the answer of a *search* beside it."""
+        asked = [self._sizes.command(question, self.index) for question in questions]
+        answers = await self._ask(*search, *asked)
         if answers is None:
             return None
-        for query, counted in zip(queries, answers[len(search) :], strict=True):
-            self._sizes.put(query, is_small=isinstance(counted, list) and len(counted) == 1)
+        for question, reply in zip(questions, answers[len(search) :], strict=True):
+            self._sizes.learn(question, reply)
         return answers[0] if search else None
-
-    def _counting(self, query: str) -> Command:
-        # Rows are counted lazily: the server stops when it has skipped this many.
-        return ("FT.AGGREGATE", self.index, query, "LIMIT", SMALL_SCOPE, 1, "DIALECT", 2)
 
     async def _ask(self, *commands: Command) -> list[Any] | None:
         """Return the answers of the index; `None` where it was lost and is empty again.
@@ -275,7 +267,7 @@ class VectorStore:
                 " or Redis 8 (`docker compose up -d redis`), or set semantic=False to keep the"
                 " exact layer alone"
             ) from error
-        return {_text(name) for name in names}
+        return {text(name) for name in names}
 
     async def _create_index(self) -> None:
         try:
@@ -284,9 +276,9 @@ class VectorStore:
                 *("PREFIX", 1, self._keys.entry_prefix(self.space)),
                 *("NOOFFSETS", "NOHL", "NOFIELDS", "NOFREQS", "STOPWORDS", 0),
                 *("SCHEMA", "scope", "TAG", "CASESENSITIVE"),
-                *("vector", "VECTOR", "HNSW", 12, "TYPE", "FLOAT16", "DIM", self.dimensions),
+                *("vector", "VECTOR", "HNSW", 10, "TYPE", "FLOAT16", "DIM", self.dimensions),
                 *("DISTANCE_METRIC", "COSINE", "M", 16),
-                *("EF_CONSTRUCTION", 200, "EF_RUNTIME", _EF_RUNTIME),
+                *("EF_CONSTRUCTION", 200),
             )
         except StoreUnavailable as error:
             # Another worker was faster; `_check_index` looks at what it made.
@@ -294,15 +286,15 @@ class VectorStore:
                 raise
 
     async def _check_index(self) -> None:
-        info = _mapping(await self.line.execute("FT.INFO", self.index))
-        fields = [_mapping(field) for field in info[b"attributes"]]
+        info = mapping(await self.line.execute("FT.INFO", self.index))
+        fields = [mapping(field) for field in info[b"attributes"]]
         vector = next((field for field in fields if field.get(b"attribute") == b"vector"), {})
         found = {
-            name: _text(vector.get(name.encode(), "nothing")).upper()
+            name: text(vector.get(name.encode(), "nothing")).upper()
             for name in ("algorithm", "data_type", "dim", "distance_metric")
         }
-        prefixes = _mapping(info[b"index_definition"]).get(b"prefixes", [])
-        found["prefix"] = ", ".join(_text(prefix) for prefix in prefixes)
+        prefixes = mapping(info[b"index_definition"]).get(b"prefixes", [])
+        found["prefix"] = ", ".join(text(prefix) for prefix in prefixes)
         wanted = {
             "algorithm": "HNSW",
             "data_type": "FLOAT16",
@@ -323,55 +315,6 @@ class VectorStore:
             )
 
 
-class _ScopeSizes:
-    """Which scopes have few entries, as far as they were asked for. Bounded.
-
-    Each is known by the query that counts it. In a small index every scope is small, and one
-    answer serves for all of them.
-    """
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._known: OrderedDict[str, tuple[bool, float]] = OrderedDict()
-
-    def is_small(self, scope: str) -> bool:
-        """Tell whether *scope* had few entries; one that is not known has none yet."""
-        return any(
-            self._known.get(query, (query != _EVERYTHING, 0.0))[0]
-            for query in (_EVERYTHING, _within(scope))
-        )
-
-    def unknown(self, scope: str) -> Sequence[str]:
-        """Return what has to be asked before *scope* is searched."""
-        everything = self._known.get(_EVERYTHING)
-        if everything is None:
-            return (_EVERYTHING, _within(scope))
-        is_known = everything[0] or _within(scope) in self._known
-        return () if is_known else (_within(scope),)
-
-    def due(self, scope: str) -> Sequence[str]:
-        """Return what was asked long ago. Whoever is told is the one to ask it again."""
-        now_s = self._clock()
-        queries = []
-        for query in (_EVERYTHING, _within(scope)):
-            is_small, asked_s = self._known.get(query, (False, now_s))
-            if now_s - asked_s > _SIZE_AGE_S:
-                self._known[query] = (is_small, now_s)
-                queries.append(query)
-        return queries
-
-    def put(self, query: str, *, is_small: bool) -> None:
-        """Remember whether *query* finds few entries."""
-        self._known[query] = (is_small, self._clock())
-        self._known.move_to_end(query)
-        if len(self._known) > _SIZES_KEPT:
-            self._known.popitem(last=False)
-
-
-def _within(scope: str) -> str:
-    return f"@scope:{{{scope}}}"
-
-
 def _rows(reply: Any) -> Iterator[tuple[Any, Mapping[Any, Any]]]:
     """Yield name and fields of each row of a search, in RESP2 or RESP3."""
     if isinstance(reply, Mapping):
@@ -380,14 +323,4 @@ def _rows(reply: Any) -> Iterator[tuple[Any, Mapping[Any, Any]]]:
         return
     # A count, and then the name and the fields of each row.
     for name, fields in zip(reply[1::2], reply[2::2], strict=True):
-        yield name, _mapping(fields or ())
-
-
-def _mapping(flat: Sequence[Any]) -> dict[Any, Any]:
-    """Return a flat list of names and values as a dict."""
-    # Lists that describe a field end with flags that have no value.
-    return dict(zip(flat[::2], flat[1::2], strict=False))
-
-
-def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+        yield name, mapping(fields or ())

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from llm_cache import LLMCache, LocalEmbedder
-from llm_cache._redis import vectors
+from llm_cache._redis import sizes
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ async def test_thousand_scopes_with_the_same_prompts_find_their_own(cache, faq):
 
 
 async def test_large_scope_is_searched_through_the_graph_without_loss(cache, faq, monkeypatch):
-    monkeypatch.setattr(vectors, "SMALL_SCOPE", 0)
+    monkeypatch.setattr(sizes, "SMALL_SCOPE", 0)
     texts = [group[0] for group in faq]
     rows = await LocalEmbedder().embed(texts)
     # Four thousand vectors of other scopes with the same prompts stand around the right ones.

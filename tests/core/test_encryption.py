@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from llm_cache._core.codec import decode_entry, encode_entry, open_sealed
+from llm_cache._core.codec import HEADER_BYTES, decode_entry, encode_entry, open_sealed
 from llm_cache._core.encryption import OVERHEAD_BYTES, Cipher, UnknownKey
 from llm_cache._core.kept import Kept, read_kept
 from llm_cache._core.types import Entry
@@ -83,7 +83,7 @@ def test_whose_answer_it_is_stays_readable_and_cannot_be_changed(cipher):
     # The details of another tenant before the same ciphertext, with a checksum that fits.
     from llm_cache._core.codec import _checksum
 
-    head = len(blob) - len(blob.partition(b"}")[2])
+    head = HEADER_BYTES + int.from_bytes(blob[HEADER_BYTES - 2 : HEADER_BYTES], "little")
     rest = forged[6:head] + blob[head:]
     start = blob[:2]
     moved = start + _checksum(start, rest, DIGEST).to_bytes(4, "little") + rest

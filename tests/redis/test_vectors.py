@@ -8,7 +8,7 @@ import pytest
 from llm_cache._core.kept import Kept
 from llm_cache._core.keys import Keys
 from llm_cache._core.vectors import check_vectors
-from llm_cache._redis import vectors
+from llm_cache._redis import sizes
 from llm_cache._redis.connection import Connection
 from llm_cache._redis.vectors import VectorStore
 from llm_cache.errors import StoreUnavailable
@@ -70,7 +70,7 @@ def sent(store, monkeypatch):
 
 def shapes(trips) -> list[list[str]]:
     """Return what was asked in each round trip: a search by its plan, or a count."""
-    names = {"FT.AGGREGATE": "count"}
+    names = {"FT.INFO": "count", "FT.AGGREGATE": "count"}
     return [
         [names.get(c[0]) or ("exact" if c[2].startswith("@") else "graph") for c in commands]
         for commands in trips
@@ -97,7 +97,7 @@ async def test_both_plans_agree(connection, store, monkeypatch, clock):
         await fill(connection, store, scope, rows)
     exact = await store.nearest("b", rows[7], limit=1)
 
-    monkeypatch.setattr(vectors, "SMALL_SCOPE", 10)
+    monkeypatch.setattr(sizes, "SMALL_SCOPE", 10)
     clock.advance(61)
     await store.nearest("b", rows[7], limit=1)
     await store.nearest("b", rows[7], limit=1)
@@ -121,7 +121,7 @@ async def test_small_index_is_asked_once_for_all_scopes(store, sent):
 
 
 async def test_scope_of_a_large_index_is_asked_for_by_itself(connection, store, sent, monkeypatch):
-    monkeypatch.setattr(vectors, "SMALL_SCOPE", 10)
+    monkeypatch.setattr(sizes, "SMALL_SCOPE", 10)
     await fill(connection, store, "a", unit(3, 11))
 
     await store.nearest("a", unit(1)[0], limit=4)
@@ -130,10 +130,31 @@ async def test_scope_of_a_large_index_is_asked_for_by_itself(connection, store, 
     assert shapes(sent) == [["count", "count"], ["graph"], ["count"], ["exact"]]
 
 
+async def test_search_of_a_graph_looks_as_wide_as_its_index_is_large(
+    connection, store, sent, monkeypatch
+):
+    monkeypatch.setattr(sizes, "SMALL_SCOPE", 10)
+    monkeypatch.setattr(sizes, "ef_runtime", lambda entries: 1000 + entries)
+    await fill(connection, store, "a", unit(3, 11))
+    await fill(connection, store, "b", unit(4, 5))
+
+    await store.nearest("a", unit(1)[0], limit=4)
+
+    assert "EF_RUNTIME 1016 " in sent[-1][0][2]
+
+
+@pytest.mark.parametrize(
+    ("entries", "ef"),
+    [(0, 40), (40_000, 40), (100_000, 63), (1_000_000, 200), (10**8, 400)],
+)
+def test_width_of_a_search_grows_with_the_root_of_the_graph(entries, ef):
+    assert sizes.ef_runtime(entries) == ef
+
+
 async def test_scope_grown_large_is_noticed_beside_a_search_within_a_minute(
     connection, store, sent, monkeypatch, clock
 ):
-    monkeypatch.setattr(vectors, "SMALL_SCOPE", 10)
+    monkeypatch.setattr(sizes, "SMALL_SCOPE", 10)
     await fill(connection, store, "a", unit(3, 10))
     await store.nearest("a", unit(1)[0], limit=4)
     await fill(connection, store, "a", unit(4, 11))
