@@ -291,7 +291,7 @@ class LLMCache:
         self._is_connected = False
         await self._statistics.stop()
         await self._semantic.reset()
-        await self._exact.aclose()
+        await self._exact.reset()
         await self._connection.aclose()
         self._loop = None
 

@@ -74,9 +74,14 @@ class ExactStore:
         return self._reads.is_in_use
 
     async def aclose(self) -> None:
-        """Tell Redis what it was not told yet, and let go of the connection for reads."""
+        """Tell Redis what it was not told yet, and let go of the connection for reads for good."""
         await self._sliding.aclose()
         await self._reads.aclose()
+
+    async def reset(self) -> None:
+        """Let go of the connection; the next look-up makes a new one."""
+        await self._sliding.aclose()
+        await self._reads.reset()
 
     async def lookup(
         self, digest: str, prompt: str | None = None, *, since_s: float | None = None

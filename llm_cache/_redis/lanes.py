@@ -13,11 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from redis import asyncio as redis
 from redis.asyncio.connection import SSLConnection
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import (
-    Sentinel,
-    SentinelConnectionPool,
-    SentinelManagedSSLConnection,
-)
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 
 from llm_cache._redis.address import Address
@@ -101,20 +97,34 @@ class _OneContext:
         self.ssl_context = contexts[0]
 
 
-class _TlsConnection(_OneContext, SSLConnection):
-    pass
+class _SendsAtOnce:
+    """A connection with a `socket_timeout`, which it has for replies alone.
+
+    redis-py bounds sending with `asyncio.wait_for`, and that of Python 3.11 may swallow the
+    cancellation of a caller. What is sent here fits into the buffers of a socket.
+    """
+
+    socket_timeout: float | None
+
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:  # noqa: FBT001, FBT002 - redis-py's
+        limit_s, self.socket_timeout = self.socket_timeout, None
+        try:
+            await super().send_packed_command(command, check_health)  # type: ignore[misc]
+        finally:
+            self.socket_timeout = limit_s
 
 
-class _MasterTlsConnection(_OneContext, SentinelManagedSSLConnection):
-    pass
-
-
-def _with_one_context(pool: _Pool) -> _Pool:
-    shared = {SSLConnection: _TlsConnection, SentinelManagedSSLConnection: _MasterTlsConnection}
-    kind = shared.get(pool.connection_class)
-    if kind is not None:
-        pool.connection_class = kind
-        pool.connection_kwargs["contexts"] = []
+def _adapted(pool: _Pool) -> _Pool:
+    """Return *pool*, whose connections are of our kind from now on."""
+    kind, settings = pool.connection_class, pool.connection_kwargs
+    parents: tuple[type, ...] = ()
+    if issubclass(kind, SSLConnection):
+        parents += (_OneContext,)
+        settings["contexts"] = []
+    if settings.get("socket_timeout") is not None:
+        parents += (_SendsAtOnce,)
+    if parents:
+        pool.connection_class = type(kind.__name__, (*parents, kind), {})
     return pool
 
 
@@ -134,7 +144,7 @@ def single_pool(url: str, *, max_connections: int) -> redis.BlockingConnectionPo
     pool = redis.BlockingConnectionPool.from_url(url, **_settings(max_connections))
     # What the URL says goes before what is said here, and entries are bytes.
     pool.connection_kwargs["decode_responses"] = False
-    return _with_one_context(pool)
+    return _adapted(pool)
 
 
 def node_pool(
@@ -143,7 +153,7 @@ def node_pool(
     """Return the pool of one node of a cluster."""
     kind: Mapping[str, Any] = {"connection_class": SSLConnection} if address.is_secure else {}
     settings = {**_settings(max_connections), **address.options, **kind}
-    return _with_one_context(redis.BlockingConnectionPool(host=host, port=port, **settings))
+    return _adapted(redis.BlockingConnectionPool(host=host, port=port, **settings))
 
 
 def master_pool(
@@ -165,11 +175,13 @@ def master_pool(
             "retry": Retry(NoBackoff(), 0),
         },
     )
+    for sentinel in sentinels.sentinels:
+        _adapted(sentinel.connection_pool)
     settings = {**_settings(max_connections), **address.options}
     pool = MasterPool(  # type: ignore[no-untyped-call]
         address.service, sentinels, ssl=address.is_secure, **settings
     )
-    return _with_one_context(pool)
+    return _adapted(pool)
 
 
 def _settings(max_connections: int) -> dict[str, Any]:

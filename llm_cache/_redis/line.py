@@ -21,7 +21,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from llm_cache._redis.connection import Command, Connection, Lane, raise_first
-from llm_cache.errors import StoreError, StoreTimeout, StoreUnavailable
+from llm_cache._redis.link import Link, closed
+from llm_cache.errors import StoreError, StoreTimeout
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
@@ -67,11 +68,10 @@ class Line:
         on_their_way: int = MOST_ON_THEIR_WAY,
     ) -> None:
         self._connection = connection
-        self._lane = lane
         self._most = on_their_way
         self._waiting: deque[_Turn] = deque()
         self._sent: deque[_Turn] = deque()
-        self._link: AbstractConnection | None = None
+        self._link = Link(connection, lane)
         self._serving: asyncio.Task[None] | None = None
         self._is_busy = False
         self._is_closed = False
@@ -108,10 +108,10 @@ class Line:
             serving.cancel()
             await asyncio.gather(serving, return_exceptions=True)
         for turn in [*self._sent, *self._waiting]:
-            turn.fail(_closed())
+            turn.fail(closed())
         self._sent.clear()
         self._waiting.clear()
-        await self._hang_up()
+        await self._link.aclose()
 
     async def _answered(self, commands: Sequence[Command]) -> list[Any]:
         if self._is_busy:
@@ -151,13 +151,13 @@ class Line:
         if not self._sent:
             return
         try:
-            link = await self._linked()
+            link = await self._link.connected()
             if batch:
                 await _send(link, [command for turn in batch for command in turn.commands])
             answers = await _read(link, len(self._sent[0].commands))
         except BaseException:
             # A reply may still be on its way; the next turn must not take it for its own.
-            await self._hang_up()
+            await self._link.hang_up()
             raise
         self._sent.popleft().end(answers)
 
@@ -191,27 +191,12 @@ class Line:
 
     async def _once(self, commands: Sequence[Command]) -> list[Any]:
         try:
-            link = await self._linked()
+            link = await self._link.connected()
             await _send(link, commands)
             return await _read(link, len(commands))
         except BaseException:
-            await self._hang_up()
+            await self._link.hang_up()
             raise
-
-    async def _linked(self) -> AbstractConnection:
-        if self._is_closed:
-            raise _closed()
-        if self._link is None:
-            self._link = (self._lane or self._connection.lane()).dedicated()
-        # Does nothing while it is connected. It is kept before, so that whoever is cancelled here
-        # hangs up what has half begun.
-        await self._link.connect()  # type: ignore[no-untyped-call]
-        return self._link
-
-    async def _hang_up(self) -> None:
-        link, self._link = self._link, None
-        if link is not None:
-            await link.disconnect(nowait=True)
 
 
 class Lines:
@@ -244,7 +229,7 @@ class Lines:
 
     async def _send(self, lane: Lane, commands: Sequence[Command]) -> list[Any]:
         if self._is_closed:
-            raise _closed()
+            raise closed()
         line = self._each.get(lane)
         if line is None:
             # That of a server that is gone stays: it may come back, and its connection is closed.
@@ -269,7 +254,3 @@ async def _read(link: AbstractConnection, count: int) -> list[Any]:
             # The next reply has to be read all the same.
             answers.append(error)
     return answers
-
-
-def _closed() -> StoreUnavailable:
-    return StoreUnavailable("the cache was closed")

@@ -20,7 +20,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from llm_cache._flight import observe
 from llm_cache._redis.connection import Command, Connection, Lane, raise_first
-from llm_cache.errors import StoreError, StoreUnavailable
+from llm_cache._redis.link import Link, closed
+from llm_cache.errors import StoreError
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
@@ -51,7 +52,7 @@ class CoalescedReads:
     ) -> None:
         self._connection = connection
         self._companion = companion
-        self._lane = lane
+        self._link = Link(connection, lane)
         self._timeout_s = timeout_s
         self._waiting: dict[str, list[asyncio.Future[Read]]] = {}
         self._waiting_since_s = 0.0
@@ -59,12 +60,11 @@ class CoalescedReads:
         self._is_answering = True
         """Whether Redis has answered the last time."""
         self._drain: asyncio.Task[None] | None = None
-        self._line: Any = None
 
     @property
     def is_in_use(self) -> bool:
         """Whether anything has been read."""
-        return self._line is not None or self._is_busy
+        return self._link.is_up or self._is_busy
 
     async def get(self, key: str) -> Read:
         """Return the values of *key* and of the companion. At most one round trip of its own.
@@ -110,6 +110,11 @@ class CoalescedReads:
         return future
 
     async def aclose(self) -> None:
+        """Let go of the connection for good. Whoever still waits gets an error."""
+        await self.reset()
+        await self._link.aclose()
+
+    async def reset(self) -> None:
         """Let go of the connection. Whoever still waits gets an error."""
         drain, self._drain = self._drain, None
         if drain is not None and not drain.done():
@@ -117,8 +122,8 @@ class CoalescedReads:
             await asyncio.gather(drain, return_exceptions=True)
             # One that was cancelled before it began did not say so itself.
             self._is_busy = False
-        self._fail(list(self._waiting), self._waiting, _closed())
-        await self._hang_up()
+        self._fail(list(self._waiting), self._waiting, closed())
+        await self._link.reset()
 
     def _go_on(self) -> None:
         """Serve whoever has come meanwhile, in one task for all of them."""
@@ -142,7 +147,7 @@ class CoalescedReads:
                     self._fail(keys, batch, error)
                     continue
                 except asyncio.CancelledError:
-                    self._fail(keys, batch, _closed())
+                    self._fail(keys, batch, closed())
                     raise
                 for key, value in zip(keys, values, strict=True):
                     for future in batch[key]:
@@ -173,28 +178,19 @@ class CoalescedReads:
             return await self._exchange(keys)
 
     async def _exchange(self, keys: Sequence[str]) -> list[bytes | None]:
-        if self._line is None:
-            self._line = (self._lane or self._connection.lane()).dedicated()
-        line = self._line
         try:
-            if not line.is_connected:
-                await line.connect()
+            link = await self._link.connected()
             if self._companion is None:
-                values = await _get_each(line, keys)
+                values = await _get_each(link, keys)
             else:
-                values = await _get_together(line, (*keys, self._companion))
+                values = await _get_together(link, (*keys, self._companion))
         except BaseException:
             self._is_answering = False
             # A reply may still be on its way; the next read must not take it for its own.
-            await self._hang_up()
+            await self._link.hang_up()
             raise
         self._is_answering = True
         return values
-
-    async def _hang_up(self) -> None:
-        line, self._line = self._line, None
-        if line is not None:
-            await line.disconnect(nowait=True)
 
 
 class SplitReads:
@@ -215,6 +211,7 @@ class SplitReads:
         self._companion = companion
         self._timeout_s = timeout_s
         self._each: dict[Lane, CoalescedReads] = {}
+        self._is_closed = False
 
     @property
     def is_in_use(self) -> bool:
@@ -235,6 +232,11 @@ class SplitReads:
         return await self._found(key, value), await self._found(self._companion, companion)
 
     async def aclose(self) -> None:
+        """Let go of the connections for good. Whoever still waits gets an error."""
+        self._is_closed = True
+        await self.reset()
+
+    async def reset(self) -> None:
         """Let go of the connections. Whoever still waits gets an error."""
         each, self._each = self._each, {}
         await asyncio.gather(*(reads.aclose() for reads in each.values()))
@@ -243,6 +245,8 @@ class SplitReads:
         lane = self._connection.lane(key)
         reads = self._each.get(lane)
         if reads is None:
+            if self._is_closed:
+                raise closed()
             reads = self._each[lane] = CoalescedReads(
                 self._connection, None, lane=lane, timeout_s=self._timeout_s
             )
@@ -261,23 +265,23 @@ class SplitReads:
         return known
 
 
-async def _get_together(line: AbstractConnection, keys: Sequence[str]) -> list[bytes | None]:
+async def _get_together(link: AbstractConnection, keys: Sequence[str]) -> list[bytes | None]:
     """Return the values of *keys*, all of one moment, over one connection."""
     command: tuple[Any, ...] = ("MGET", *keys)
     # hiredis packs in an eighth of the time that the connection takes.
-    await line.send_packed_command(pack_command(command), check_health=False)
-    return _checked(await line.read_response(), len(keys))
+    await link.send_packed_command(pack_command(command), check_health=False)
+    return _checked(await link.read_response(), len(keys))
 
 
-async def _get_each(line: AbstractConnection, keys: Sequence[str]) -> list[Any]:
+async def _get_each(link: AbstractConnection, keys: Sequence[str]) -> list[Any]:
     """Return the values of *keys*, and nothing for a companion, over one connection."""
     commands: list[Command] = [("GET", key) for key in keys]
     packed = b"".join([pack_command(command) for command in commands])
-    await line.send_packed_command(packed, check_health=False)
+    await link.send_packed_command(packed, check_health=False)
     values: list[Any] = []
     for _ in keys:
         try:
-            values.append(await line.read_response())
+            values.append(await link.read_response())
         except ResponseError as error:
             # The next reply has to be read all the same.
             values.append(error)
@@ -288,7 +292,3 @@ def _checked(reply: Any, count: int) -> list[bytes | None]:
     if type(reply) is not list or len(reply) != count:
         raise RedisConnectionError("the reply to MGET has another shape")
     return reply
-
-
-def _closed() -> StoreUnavailable:
-    return StoreUnavailable("the cache was closed")

@@ -62,8 +62,8 @@ async def answering(make_cache, embedder, redis):
 
     async def expect_idle() -> None:
         await settled(cache)
-        pool = cache._connection.client.connection_pool
-        assert not pool._in_use_connections
+        pools = [lane.client.connection_pool for lane in cache._connection.lanes]
+        assert not any(pool._in_use_connections for pool in pools)
         pattern = f"{cache.config.namespace}:lease:*"
         assert [key async for key in redis.scan_iter(pattern)] == []
 

@@ -102,8 +102,9 @@ async def test_ciphertexts_that_change_places_are_misses_and_told(
     encrypted, redis, upstream, events
 ):
     one, two = [await encrypted.chat(text) for text in ("first", "second")]
-    values = await redis.mget(one.key, two.key)
-    await redis.mset({one.key: values[1], two.key: values[0]})
+    values = [await redis.get(reply.key) for reply in (one, two)]
+    await redis.set(one.key, values[1])
+    await redis.set(two.key, values[0])
 
     for text in ("first", "second"):
         reply = await encrypted.chat(text, cache_control="no-store")

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.topologies.shapes import Shape
+
 # A document has a version, which grows. Who changes one invalidates what was made from it, and
 # says when that is done. Whoever begins to read after that must see no older version.
 WORKER = """
@@ -21,12 +23,12 @@ from tests.topologies.shapes import client_of
 DOCUMENTS = ("alpha", "beta", "gamma", "delta")
 FORMS = ("What does {} say", "Tell me what {} says")
 
-async def main(redis_url, namespace, duration_s, seed):
+async def main(redis_url, truth_url, namespace, duration_s, seed):
     chance = random.Random(int(seed))
     embedder = FakeEmbedder(similarity_threshold=0.9)
     for name in DOCUMENTS:
         embedder.similar(FORMS[0].format(name), FORMS[1].format(name), 0.97)
-    truth = client_of(redis_url)
+    truth = client_of(truth_url)
     versions, done = namespace + ".versions", namespace + ".done"
     config = CacheConfig(namespace=namespace, redis_timeout_s=20, added_latency_budget_s=20)
     counts = {"reads": 0, "changes": 0, "too_old": 0}
@@ -134,10 +136,16 @@ async def start(script: str, *arguments: str) -> asyncio.subprocess.Process:
     return worker
 
 
-async def race(redis_url: str, namespace: str, *, duration_s: float) -> dict[str, int]:
+async def race(shape: Shape, namespace: str, *, duration_s: float) -> dict[str, int]:
     """Return what four processes have counted together."""
     workers = await asyncio.gather(
-        *(start(WORKER, redis_url, namespace, str(duration_s), str(seed)) for seed in range(4))
+        *(
+            start(
+                *(WORKER, shape.url, shape.admin_url or shape.url),
+                *(namespace, str(duration_s), str(seed)),
+            )
+            for seed in range(4)
+        )
     )
     printed = await asyncio.gather(*(worker.communicate(b"\n") for worker in workers))
     assert [worker.returncode for worker in workers] == [0] * 4
@@ -156,16 +164,16 @@ def check(total: dict[str, int], *, least: int) -> None:
     assert total["semantic"] > 0
 
 
-async def test_nobody_reads_what_was_invalidated_before_he_began(redis_url, namespace):
-    check(await race(redis_url, namespace, duration_s=4), least=20)
+async def test_nobody_reads_what_was_invalidated_before_he_began(redis_shape, namespace):
+    check(await race(redis_shape, namespace, duration_s=4), least=20)
 
 
 @pytest.mark.heavy
 @pytest.mark.timeout(180)
 async def test_nobody_reads_what_was_invalidated_before_he_began_for_a_minute(
-    redis_url, namespace
+    redis_shape, namespace
 ):
-    check(await race(redis_url, namespace, duration_s=60), least=300)
+    check(await race(redis_shape, namespace, duration_s=60), least=300)
 
 
 async def killed_at_any_moment(

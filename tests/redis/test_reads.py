@@ -90,7 +90,7 @@ async def test_reads_go_on_after_one_that_was_closed_before_it_began(reads, monk
 
     async def read_and_close() -> None:
         await reads.get("first")
-        await reads.aclose()
+        await reads.reset()
 
     first = asyncio.create_task(read_and_close())
     second = asyncio.create_task(reads.get("second"))

@@ -47,6 +47,9 @@ class _Everywhere(RedisCluster):
     async def keys(self, pattern: Any = "*", **_: Any) -> Any:
         return await super().keys(pattern, target_nodes=RedisCluster.PRIMARIES)
 
+    async def pubsub_channels(self, pattern: Any = "*", **_: Any) -> Any:
+        return await super().pubsub_channels(pattern, target_nodes=RedisCluster.PRIMARIES)
+
     async def config_set(self, name: Any, value: Any, *_: Any, **__: Any) -> Any:
         return await super().config_set(name, value, target_nodes=RedisCluster.PRIMARIES)
 
