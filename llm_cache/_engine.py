@@ -112,16 +112,7 @@ class Engine:
         fill = partial(self._fill, call, produce, found, budget)
         # Whoever has seen a later invalidation shares nothing that was begun before it.
         flight = (*call.flight, found.epoch)
-        # The leader waits for the model, which has a time-out of its own.
-        wait = asyncio.timeout(call.terms.wait_s if self._flights.is_running(flight) else None)
-        try:
-            async with wait:
-                answered, is_follower = await self._flights.run(flight, fill)
-        except TimeoutError:
-            if not wait.expired():
-                raise
-            # Its own call of the model would have been given up by now: it is to have one.
-            return await fill(may_wait=False)
+        answered, is_follower = await self._flights.run(flight, fill, patience_s=call.terms.wait_s)
         return as_follower(answered) if is_follower else answered
 
     async def _fill(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Hashable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable
 from typing import Any, Generic, TypeVar
 
 from llm_cache.errors import CacheClosed
@@ -29,22 +29,29 @@ class SingleFlight(Generic[_T]):
         self._waiting: Counter[Hashable] = Counter()
         self._unclaimed = unclaimed
 
-    def is_running(self, key: Hashable) -> bool:
-        """Tell whether a task for *key* is under way."""
-        return key in self._tasks
-
     async def run(
-        self, key: Hashable, produce: Callable[[], Coroutine[Any, Any, _T]]
+        self,
+        key: Hashable,
+        produce: Callable[..., Coroutine[Any, Any, _T]],
+        *,
+        patience_s: float | None,
     ) -> tuple[_T, bool]:
-        """Return what *produce* makes, and whether somebody else had started it."""
-        is_follower = self.is_running(key)
-        if not is_follower:
+        """Return what *produce* makes, and whether somebody else had started it.
+
+        Whoever finds it under way waits at most *patience_s* seconds; then he has it produced for
+        himself, with ``may_wait=False``.
+        """
+        if key not in self._tasks:
             task = asyncio.create_task(produce(), name="llm_cache.fill")
             self._tasks[key] = task
             task.add_done_callback(lambda done: self._land(key, done))
-        return await self.join(key), is_follower
+            return await self._joined(key), False
+        shared = await patiently(self._joined(key), patience_s)
+        if shared is None:
+            return await produce(may_wait=False), False
+        return shared, True
 
-    async def join(self, key: Hashable) -> _T:
+    async def _joined(self, key: Hashable) -> _T:
         """Return what the task for *key* makes, which is under way."""
         task = self._tasks[key]
         self._waiting[key] += 1
@@ -206,6 +213,22 @@ class SharedStream(Generic[_T]):
         # Whoever waits holds the old event; a new one takes its place for what comes next.
         self._news.set()
         self._news = asyncio.Event()
+
+
+async def patiently(work: Awaitable[_T], patience_s: float | None) -> _T | None:
+    """Return what comes of *work*, or `None` if it takes longer than *patience_s* seconds.
+
+    That is how whoever waits for somebody else's call of the model waits: the model has a time-out
+    of its own, after which a call of one's own would have been given up.
+    """
+    scope = asyncio.timeout(patience_s)
+    try:
+        async with scope:
+            return await work
+    except TimeoutError:
+        if not scope.expired():
+            raise
+    return None
 
 
 async def finish(tasks: list[asyncio.Task[Any]], *, wait_s: float | None) -> None:

@@ -20,6 +20,7 @@ from llm_cache._call import Call
 from llm_cache._core.codec import Sealed
 from llm_cache._core.types import CacheStatus, Json
 from llm_cache._ends import Answered, Fresh, Turn, exact_end, semantic_end
+from llm_cache._flight import patiently
 from llm_cache._health import EMBEDDER, REDIS, SEARCH, Health
 from llm_cache._placing import Placing
 from llm_cache._redis.exact import ExactStore, Lookup
@@ -188,18 +189,8 @@ class Steps:
 
     async def _claim(self, call: Call, turn: Turn, budget: Budget) -> Answered | None:
         """Return what another process has answered meanwhile; else take the lease, if possible."""
-        wait = asyncio.timeout(call.terms.wait_s)
         try:
-            with self._health.redis.asked(budget):
-                async with wait:
-                    claimed = await self._leases.claim(
-                        call.digest, partial(self._look_again, call), waiting=budget.waiting
-                    )
-        except TimeoutError:
-            if not wait.expired():
-                raise
-            # Its own call of the model would have been given up by now: it is to have one.
-            return None
+            claimed = await patiently(self._claimed(call, budget), call.terms.wait_s)
         except (StoreError, DependencySkipped) as error:
             turn.is_cut_off = isinstance(error, StoreTimeout)
             self._trouble(turn, REDIS, "lease", error)
@@ -208,6 +199,11 @@ class Steps:
             turn.lease = claimed
             return None
         return claimed
+
+    async def _claimed(self, call: Call, budget: Budget) -> Lease | Answered | None:
+        with self._health.redis.asked(budget):
+            look_again = partial(self._look_again, call)
+            return await self._leases.claim(call.digest, look_again, waiting=budget.waiting)
 
     async def _look_again(self, call: Call) -> Answered | None:
         """Return what has been stored since this call looked, as what a follower is given."""

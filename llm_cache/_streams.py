@@ -60,15 +60,7 @@ class Streams:
         live = self._live.get(flight)
         if live is not None and live.chunks.join():
             return replace(live, is_shared=True)
-        wait = asyncio.timeout(call.terms.wait_s if self._beginnings.is_running(flight) else None)
-        try:
-            async with wait:
-                begun, is_shared = await self._beginnings.run(flight, begin)
-        except TimeoutError:
-            if not wait.expired():
-                raise
-            # Its own call of the model would have been given up by now: it is to have one.
-            begun, is_shared = await begin(may_wait=False), False
+        begun, is_shared = await self._beginnings.run(flight, begin, patience_s=call.terms.wait_s)
         if isinstance(begun, Answered):
             return as_follower(begun) if is_shared else begun
         return replace(begun, is_shared=is_shared) if begun.chunks.join() else None
