@@ -42,6 +42,8 @@ def page(text: str, folder: Path, *, title: str) -> str:
         return f'src="data:image/png;base64,{image}"'
 
     body = re.sub(r'src="([\w./-]+\.png)"', embedded, body)
+    # A number and its unit belong on one line.
+    body = re.sub(r"<td>([^<]{1,16})</td>", r'<td class="short">\1</td>', body)
     body = body.replace("<table>", '<div class="wide"><table>').replace(
         "</table>", "</table></div>"
     )
@@ -66,4 +68,5 @@ table { border-collapse: collapse; font-size: 0.82rem; margin: 1rem 0; }
 th, td { border-bottom: 1px solid #e3e3e3; padding: 0.3rem 0.6rem; text-align: left;
   vertical-align: top; font-variant-numeric: tabular-nums; }
 th { border-bottom: 2px solid #bbb; }
+.short { white-space: nowrap; }
 """
