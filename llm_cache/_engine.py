@@ -92,18 +92,25 @@ class Engine:
         found = await self._steps.look_up(call, started_s)
         if isinstance(found, Answered):
             return found
-        self._refuse_closed()
         budget = self._left(started_s)
-        if isinstance(found, Lookup) and self._storing.is_queued(call.digest):
-            found = await self._steps.look_up_queued(call, found, budget)
-            if isinstance(found, Answered):
-                return found
-        stale = self._stale.while_revalidating(call, found, produce)
-        if stale is not None:
-            return stale
+        found = await self._look_on(call, found, produce, budget)
+        if isinstance(found, Answered):
+            return found
         if isinstance(found, str) or not call.terms.is_shared:
             return await self._fill(call, produce, found, budget)
         return await self._shared(call, produce, found, budget)
+
+    async def _look_on(
+        self, call: Call, found: Lookup | str, produce: Produce, budget: Budget
+    ) -> Answered | Lookup | str:
+        """Return the answer that is on its way to Redis, or a stale one; else what was found."""
+        self._refuse_closed()
+        if isinstance(found, Lookup) and self._storing.is_queued(call.digest):
+            queued = await self._steps.look_up_queued(call, found, budget)
+            if isinstance(queued, Answered):
+                return queued
+            found = queued
+        return self._stale.while_revalidating(call, found, produce) or found
 
     async def _shared(
         self, call: Call, produce: Produce, found: Lookup, budget: Budget
@@ -159,15 +166,10 @@ class Engine:
             found = await self._steps.look_up(call, started_s)
             if isinstance(found, Answered):
                 return found
-            self._refuse_closed()
             budget = self._left(started_s)
-            if isinstance(found, Lookup) and self._storing.is_queued(call.digest):
-                found = await self._steps.look_up_queued(call, found, budget)
-                if isinstance(found, Answered):
-                    return found
-            stale = self._stale.while_revalidating(call, found, refresh)
-            if stale is not None:
-                return stale
+            found = await self._look_on(call, found, refresh, budget)
+            if isinstance(found, Answered):
+                return found
             begin = partial(
                 self._streams.begin,
                 *(call, open_stream, found, budget),

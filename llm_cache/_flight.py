@@ -56,12 +56,7 @@ class SingleFlight(Generic[_T]):
         task = self._tasks[key]
         self._waiting[key] += 1
         try:
-            # Awaiting the task itself would let one caller that is cancelled cancel it for all.
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if task.cancelled() and not _is_being_cancelled():
-                raise CacheClosed(UNDER_WAY) from None
-            raise
+            return await _end_of(task)
         finally:
             self._waiting[key] -= 1
             if not self._waiting[key]:
@@ -116,11 +111,7 @@ class SharedRun(Generic[_T]):
         task = self._task
         self._waiting[task] += 1
         try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if task.cancelled() and not _is_being_cancelled():
-                raise CacheClosed(UNDER_WAY) from None
-            raise
+            return await _end_of(task)
         finally:
             self._waiting[task] -= 1
             if not self._waiting[task]:
@@ -247,6 +238,19 @@ def observe(future: asyncio.Future[Any]) -> None:
         future.exception()
 
 
-def _is_being_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+async def _end_of(task: asyncio.Task[_T]) -> _T:
+    """Return what *task* makes, for one of several who wait.
+
+    Awaiting the task itself would let one caller that is cancelled cancel it for all.
+
+    Raises:
+        CacheClosed: it was cancelled, and its caller was not.
+    """
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        caller = asyncio.current_task()
+        is_leaving = caller is not None and caller.cancelling() > 0
+        if task.cancelled() and not is_leaving:
+            raise CacheClosed(UNDER_WAY) from None
+        raise
