@@ -151,7 +151,14 @@ class SemanticLayer:
         if dimensions is None:
             dimensions = len(await self._embeddings.embed(_PROBE))
         space = identity.fingerprint(self._embedder.model_id, dimensions)
-        vectors = self._store(space, dimensions)
+        vectors = vectors_of(
+            self._connection,
+            self._keys,
+            space=space,
+            dimensions=dimensions,
+            cipher=self._cipher,
+            tell=self._tell,
+        )
         try:
             await vectors.ensure_index()
             decisions = await self._open_decisions(vectors.space)
@@ -160,21 +167,6 @@ class SemanticLayer:
             raise
         decisions.start()
         self._vectors, self._decisions = vectors, decisions
-
-    def _store(self, space: str, dimensions: int) -> VectorStore | ShardedVectors:
-        about: dict[str, Any] = {
-            "space": space,
-            "dimensions": dimensions,
-            "cipher": self._cipher,
-            "corrupt": lambda error: self._tell(
-                DependencyFailed("redis", "lookup_semantic", error)
-            ),
-        }
-        if self._connection.is_cluster:
-            from llm_cache._redis.shards import ShardedVectors
-
-            return ShardedVectors(self._connection, self._keys, **about, tell=self._tell)
-        return VectorStore(self._connection, self._keys, **about)
 
     async def _open_decisions(self, space: str) -> Decisions:
         # With its word lists it is a sixth of what an import of this package costs.
@@ -380,6 +372,29 @@ class SemanticLayer:
         from llm_cache._core.signature import pack
 
         return Kept(signature=pack(prompt))
+
+
+def vectors_of(
+    connection: Connection,
+    keys: Keys,
+    *,
+    space: str,
+    dimensions: int,
+    cipher: Cipher | None = None,
+    tell: Callable[[Event], None] = lambda _: None,
+) -> VectorStore | ShardedVectors:
+    """Return the store of the entries of *space*, on a cluster that of all primaries."""
+    about: dict[str, Any] = {
+        "space": space,
+        "dimensions": dimensions,
+        "cipher": cipher,
+        "corrupt": lambda error: tell(DependencyFailed("redis", "lookup_semantic", error)),
+    }
+    if connection.is_cluster:
+        from llm_cache._redis.shards import ShardedVectors
+
+        return ShardedVectors(connection, keys, **about, tell=tell)
+    return VectorStore(connection, keys, **about)
 
 
 def _kept(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -47,13 +47,21 @@ from llm_cache._exports import (
 )
 from llm_cache._invalidate import tenant_of
 from llm_cache._redis.bulk import BulkEntries, Stored
+from llm_cache._semantic import vectors_of
 from llm_cache.cache import LLMCache
-from llm_cache.errors import ConfigurationError, InvalidFile, InvalidRequest
+from llm_cache.errors import (
+    ConfigurationError,
+    InvalidFile,
+    InvalidRequest,
+    SearchModuleMissing,
+)
 
 Progress = Callable[[int], None]
 """Told how many answers have been dealt with so far."""
 Vectors = Literal["file", "embed", "none"]
 
+_VALUE_BYTES = 2
+"""Of a vector: FLOAT16."""
 _STEP_KEYS = 500
 """What one `SCAN` looks at."""
 _READ_TOGETHER = 100
@@ -117,6 +125,8 @@ class ExportInfo:
     semantic: int
     spaces: dict[str, int] = field(default_factory=dict)
     """Semantic entries with a vector, by the fingerprint of their embedder."""
+    dimensions: dict[str, int] = field(default_factory=dict)
+    """Of these vectors."""
     without_vectors: int = 0
     """Semantic entries without one."""
     embedders: dict[str, str] = field(default_factory=dict)
@@ -377,6 +387,7 @@ def inspect_export(path: Path | str, *, on_progress: Progress = lambda _: None) 
         born=str(header.content.get("born")),
         tenant=header.content.get("tenant"),
         spaces=spaces,
+        dimensions={space: size // _VALUE_BYTES for space, size in sizes.items()},
         without_vectors=without,
         embedders={embedder["space"]: embedder["model_id"]} if embedder else {},
         file_id=last.check,
@@ -453,6 +464,8 @@ async def import_entries(
         info = await asyncio.to_thread(inspect_export, path)
     await cache.open()
     _check_vectors(cache, info, vectors)
+    if vectors == "file" and not cache.config.semantic:
+        await _ensure_indexes(cache, info.dimensions)
     run = _Import(cache, info, vectors, on_progress, replaces_newer=replace_newer, revives=revive)
     return await run.run()
 
@@ -474,6 +487,22 @@ def _check_vectors(cache: LLMCache, info: ExportInfo, vectors: Vectors) -> None:
             f"{count:,} semantic entries of {info.path} have no vector of this cache's embedder:"
             " vectors='embed' (--vectors embed) makes them anew, vectors='none' leaves them out"
         )
+
+
+async def _ensure_indexes(cache: LLMCache, dimensions: Mapping[str, int]) -> None:
+    """Make the indexes of what a cache without the semantic layer imports for others.
+
+    What is written before its index is there is read by it in the background, and not found until
+    then.
+    """
+    for space, length in dimensions.items():
+        vectors = vectors_of(cache._connection, cache._keys, space=space, dimensions=length)
+        try:
+            await vectors.ensure_index()
+        except SearchModuleMissing:
+            return
+        finally:
+            await vectors.aclose()
 
 
 def _is_searched(cache: LLMCache, space: str) -> bool:

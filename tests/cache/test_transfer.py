@@ -97,6 +97,25 @@ async def everything(redis, namespace) -> dict[str, Any]:
 # ------------------------------------------------------------------ there and back
 
 
+async def test_import_without_an_embedder_makes_the_index_before_what_belongs_into_it(
+    filled, make_cache, other_url, other_redis, namespace, path, monkeypatch
+):
+    plain = await make_cache(other_url, semantic=False).open()
+    index = filled._semantic.vectors.index.encode()
+    there_before = []
+    write = BulkEntries.write
+
+    async def note(self, *args, **options):
+        there_before.append(index in await other_redis.execute_command("FT._LIST"))
+        return await write(self, *args, **options)
+
+    monkeypatch.setattr(BulkEntries, "write", note)
+    await export_entries(filled, path)
+    await import_entries(plain, path)
+
+    assert set(there_before) == {True}
+
+
 async def test_an_empty_redis_answers_as_the_first_one_did(filled, other, path, upstream):
     exported = await export_entries(filled, path)
     imported = await import_entries(other, path)
