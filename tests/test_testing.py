@@ -1073,6 +1073,12 @@ async def test_the_embedder_counts_waits_and_fails_as_told():
         await embedder.called(4, timeout_s=0.01)
 
 
+async def test_without_recording_the_embedder_counts_its_calls_all_the_same():
+    embedder = FakeEmbedder(record=False)
+    await embedder.embed(["x"])
+    assert (embedder.calls, embedder.texts) == (1, [])
+
+
 def test_the_embedder_says_what_it_is():
     embedder = FakeEmbedder(8, model_id="toy", similarity_threshold=0.5)
     assert (embedder.model_id, embedder.dimensions) == ("toy", 8)

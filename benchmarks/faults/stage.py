@@ -215,7 +215,7 @@ async def cache_of(
 
 def inline_embedder() -> FakeEmbedder:
     """Return an embedder that takes a tenth of a millisecond and never fails."""
-    return FakeEmbedder(DIMENSIONS, similarity_threshold=THRESHOLD)
+    return FakeEmbedder(DIMENSIONS, similarity_threshold=THRESHOLD, record=False)
 
 
 def _embedder(stage: Stage) -> Embedder:

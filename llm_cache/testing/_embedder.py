@@ -58,6 +58,7 @@ class FakeEmbedder:
         fail_with: raised by `embed` instead of an answer. May be changed at any time, as may
             `gate` and `returns`.
         returns: returned by `embed` as it is, to imitate garbage: NaN, zeros, another shape.
+        record: keep `texts`. A load test turns this off, the count of calls works without.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class FakeEmbedder:
         gate: asyncio.Event | None = None,
         fail_with: BaseException | None = None,
         returns: object = None,
+        record: bool = True,
     ) -> None:
         if dimensions < 1:
             raise ValueError(f"dimensions must be at least 1, not {dimensions}")
@@ -79,6 +81,7 @@ class FakeEmbedder:
         self.gate = gate
         self.fail_with = fail_with
         self.returns = returns
+        self._record = record
         self.texts: list[str] = []
         """Every text `embed` was given, in order, repeats included."""
         self._calls = Tally("calls of embed()")
@@ -95,7 +98,8 @@ class FakeEmbedder:
 
     async def embed(self, texts: Sequence[str]) -> Vector:
         """Return one row a text, as float32."""
-        self.texts.extend(texts)
+        if self._record:
+            self.texts.extend(texts)
         self._calls.add()
         if self.gate is not None:
             await self.gate.wait()
