@@ -111,7 +111,13 @@ class Epochs:
         self._longest_ms = 0
         self._unindexed_until_ms = 0
         self._read_at_s = 0.0
-        self._reading = SharedRun(self._refresh, name="llm_cache.epoch")
+        # A reading that its callers have no time for goes on for those who come next: if each of
+        # them began anew, on a busy event loop none would ever end.
+        self._reading = SharedRun(self._refresh, name="llm_cache.epoch", keeps_on=True)
+
+    async def aclose(self) -> None:
+        """Give up a reading that is under way."""
+        await self._reading.settle(wait_s=0)
 
     async def current(self, seen: bytes | None) -> Purges:
         """Return the purge table for an answer that was read together with the epoch *seen*.

@@ -11,12 +11,16 @@ from llm_cache._core.codec import Sealed, open_sealed
 from llm_cache._core.encryption import Cipher
 from llm_cache._core.keys import Keys
 from llm_cache._core.policy import Purges
+from llm_cache._deadline import arm
 from llm_cache._redis.connection import Connection
 from llm_cache._redis.epoch import Epochs
 from llm_cache._redis.line import Line, Lines
 from llm_cache._redis.reads import CoalescedReads, SplitReads
 from llm_cache._redis.sliding import Sliding
 from llm_cache.errors import CorruptEntry, StoreTimeout
+
+_LEAST_S = 0.02
+"""What the table of invalidations may take in any case, within what is spared of a budget."""
 
 
 @dataclass(slots=True)
@@ -76,11 +80,13 @@ class ExactStore:
     async def aclose(self) -> None:
         """Tell Redis what it was not told yet, and let go of the connection for reads for good."""
         await self._sliding.aclose()
+        await self.epochs.aclose()
         await self._reads.aclose()
 
     async def reset(self) -> None:
         """Let go of the connection; the next look-up makes a new one."""
         await self._sliding.aclose()
+        await self.epochs.aclose()
         await self._reads.reset()
 
     async def lookup(
@@ -102,12 +108,18 @@ class ExactStore:
     async def _purges(self, epoch: bytes | None, since_s: float | None) -> Purges:
         left_s = self._timeout_s
         if left_s is not None and since_s is not None:
-            left_s -= time.perf_counter() - since_s
+            # What is missing may be this process's own doing, and Redis has just answered.
+            left_s = max(left_s - (time.perf_counter() - since_s), _LEAST_S)
+        scope = asyncio.timeout(None)
+        timer = None if left_s is None else arm(scope, asyncio.get_running_loop().time() + left_s)
         try:
-            async with asyncio.timeout(left_s):
+            async with scope:
                 return await self.epochs.current(epoch)
         except TimeoutError as error:
             raise StoreTimeout("the table of invalidations was not read in time") from error
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     async def lookup_many(self, digests: Sequence[str]) -> list[Lookup]:
         """Return what `lookup` does for each of *digests*, whatever their prompts.

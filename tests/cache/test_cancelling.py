@@ -27,6 +27,7 @@ async def settled(cache) -> None:
     engine = cache._engine
     while tasks := [*engine._under_way(), *engine._leases._tasks]:
         await asyncio.gather(*tasks, return_exceptions=True)
+    await cache._epochs._reading.settle()
 
 
 async def cancelled_everywhere(cache, begin, expect_idle) -> int:

@@ -1,6 +1,7 @@
 """What is lost or invalidated never comes back."""
 
 import asyncio
+import time
 from collections.abc import Coroutine
 from typing import Any
 
@@ -8,6 +9,8 @@ import pytest
 
 from llm_cache._core.targets import Kind, target
 from llm_cache._redis.epoch import Epochs
+from llm_cache._redis.exact import ExactStore
+from llm_cache._redis.sliding import Sliding
 from llm_cache.errors import StoreTimeout
 from llm_cache.testing import FakeClock
 
@@ -35,6 +38,39 @@ async def test_client_that_knows_the_epoch_notices_its_loss_at_once(cache, redis
     await redis.delete(f"{namespace}:epoch")
 
     assert (await cache.chat(QUESTION)).status == "miss"
+
+
+async def test_reading_goes_on_although_its_callers_have_no_time_for_it(epochs, monkeypatch):
+    read, may_read = epochs._read, asyncio.Event()
+
+    async def late() -> Any:
+        await may_read.wait()
+        return await read()
+
+    monkeypatch.setattr(epochs, "_read", late)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(epochs.current(None), 0.01)
+    may_read.set()
+    await epochs._reading.settle()
+    assert epochs.known(epochs._epoch) is not None
+
+
+async def test_reading_under_way_is_given_up_at_closing(epochs, monkeypatch):
+    monkeypatch.setattr(epochs, "_read", asyncio.Event().wait)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(epochs.current(None), 0.01)
+    before = asyncio.all_tasks()
+    await epochs.aclose()
+    assert len(asyncio.all_tasks()) == len(before) - 1
+
+
+async def test_call_that_this_process_has_kept_waiting_may_still_read_the_table(connection, keys):
+    sliding = Sliding(connection, keys, spaces=list)
+    exact = ExactStore(connection, keys, Epochs(connection, keys), sliding, timeout_s=0.2)
+    # The event loop has stood still for a while since the call began.
+    found = await exact.lookup("digest", since_s=time.perf_counter() - 5)
+    assert found.entry is None
+    await exact.aclose()
 
 
 async def test_tokens_grow_and_cannot_be_guessed(epochs):
