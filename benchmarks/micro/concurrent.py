@@ -1,8 +1,9 @@
 """Exact hits of many callers at once, beside bare `GET`s through a pool of 50 connections.
 
 2,000 different keys of about 700 bytes; every caller reads keys of its own choice and checks that
-the value is the one stored under its key. Two ways: whole `chat()` hits (hashing, epoch check and
-decoding included), and the look-up by key alone (`ExactStore.lookup`, which has no public door).
+the value is the one stored under its key. Whole `chat()` hits (hashing, epoch check and decoding
+included); the look-up by key (`ExactStore.lookup`, which has no public door), which checks the
+epoch and that the bytes are whole and belong to the key; and the same with the answer decoded.
 At 10,000 callers nobody may get an error, and the server counts our connections meanwhile.
 
 And one caller alone: `ExactStore.lookup`'s read, coalesced, beside the same `MGET` through the
@@ -24,6 +25,7 @@ from benchmarks.micro import loading
 from benchmarks.micro.semantic import bare_client
 from benchmarks.micro.settings import Micro, Row, Settings
 from llm_cache import CacheConfig, LLMCache
+from llm_cache._core.codec import HEADER_BYTES
 from llm_cache.testing import FakeEmbedder, ScriptedUpstream
 
 _KEYS = 2_000
@@ -80,8 +82,9 @@ async def _ways(
     answers: list[str],
     keys: dict[int, str],
 ) -> dict[str, Read]:
-    stored = await bare.mget([keys[i] for i in range(_KEYS)])
+    stored: Any = await bare.mget([keys[i] for i in range(_KEYS)])
     digests = {i: key[key.index("{") + 1 : key.index("}")] for i, key in keys.items()}
+    headers = [blob[:HEADER_BYTES] for blob in stored]  # with a checksum over key and answer
     exact = cache._exact
 
     async def chat(i: int) -> None:
@@ -90,6 +93,11 @@ async def _ways(
 
     async def look_up(i: int) -> None:
         found = await exact.lookup(digests[i])
+        if found.entry is None or found.entry.header != headers[i]:
+            raise AssertionError("a caller got the answer of another")
+
+    async def look_up_and_read(i: int) -> None:
+        found = await exact.lookup(digests[i])
         if found.entry is None or _text(found.entry.answer) != answers[i]:
             raise AssertionError("a caller got the answer of another")
 
@@ -97,7 +105,12 @@ async def _ways(
         if await bare.get(keys[i]) != stored[i]:
             raise AssertionError("a caller got the value of another key")
 
-    return {"chat": chat, "lookup by key": look_up, "GET": get}
+    return {
+        "chat": chat,
+        "look-up by key": look_up,
+        "look-up by key, decoded": look_up_and_read,
+        "GET": get,
+    }
 
 
 def _text(answer: Any) -> str:
