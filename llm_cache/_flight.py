@@ -100,15 +100,19 @@ class SharedRun(Generic[_T]):
         """Whether a task is under way."""
         return self._task is not None
 
+    def begin(self) -> asyncio.Task[_T]:
+        """Return the task that is under way, or a new one, without waiting for it."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._produce(), name=self._name)
+            self._task.add_done_callback(self._ended)
+        return self._task
+
     async def join(self) -> _T:
         """Return what the task makes that is under way, or a new one."""
         while self._task is not None and self._task.cancelling():
             # It was given up, and is still putting everything back in its place.
             await asyncio.wait([self._task])
-        if self._task is None:
-            self._task = asyncio.create_task(self._produce(), name=self._name)
-            self._task.add_done_callback(self._ended)
-        task = self._task
+        task = self.begin()
         self._waiting[task] += 1
         try:
             return await _end_of(task)

@@ -21,9 +21,9 @@ from llm_cache._redis.connection import Connection
 from llm_cache._redis.replies import text
 from llm_cache.errors import StoreUnavailable
 
-_MAX_AGE_S = 10.0
-"""How long a copy of the table is used while the epoch stands still. Reading it now and then keeps
-a table that nobody changes from being the first thing that `allkeys-lru` evicts."""
+_READ_EVERY_S = 10.0
+"""How long after the last time the table is read again although the epoch stands still: it keeps a
+table that nobody changes from being the first thing that `allkeys-lru` evicts. No call waits."""
 _OVERTAKEN_S = 1.0
 """How long one is used although an older epoch is seen. Two replies may overtake each other; what
 goes on for longer is a server that does not know the last invalidations: a replica took over."""
@@ -122,8 +122,8 @@ class Epochs:
     async def current(self, seen: bytes | None) -> Purges:
         """Return the purge table for an answer that was read together with the epoch *seen*.
 
-        No round trip while the epoch stands still (one every 10 s), one when it has moved, four
-        when it or the table is lost.
+        No round trip while the epoch stands still (one every 10 s, for which nobody waits), one
+        when it has moved, four when it or the table is lost.
         """
         if (known := self.known(seen)) is not None:
             return known
@@ -136,11 +136,13 @@ class Epochs:
 
     def known(self, seen: bytes | None) -> Purges | None:
         """Return what `current` does, where no round trip is needed for it."""
-        age_s = self._clock() - self._read_at_s
-        if self._purges is None or age_s >= _MAX_AGE_S:
+        if self._purges is None:
             return None
+        age_s = self._clock() - self._read_at_s
         # Most look-ups see the very epoch that the table was read under.
         if seen == self._epoch:
+            if age_s >= _READ_EVERY_S:
+                self._reading.begin()
             return self._purges
         was_overtaken = seen is not None and seen < self._epoch and age_s < _OVERTAKEN_S
         return self._purges if was_overtaken else None

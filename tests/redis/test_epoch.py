@@ -1,13 +1,13 @@
 """What is lost or invalidated never comes back."""
 
 import asyncio
-import time
 from collections.abc import Coroutine
 from typing import Any
 
 import pytest
 
 from llm_cache._core.targets import Kind, target
+from llm_cache._deadline import now_s
 from llm_cache._redis.epoch import Epochs
 from llm_cache._redis.exact import ExactStore
 from llm_cache._redis.sliding import Sliding
@@ -68,7 +68,7 @@ async def test_call_that_this_process_has_kept_waiting_may_still_read_the_table(
     sliding = Sliding(connection, keys, spaces=list)
     exact = ExactStore(connection, keys, Epochs(connection, keys), sliding, timeout_s=0.2)
     # The event loop has stood still for a while since the call began.
-    found = await exact.lookup("digest", since_s=time.perf_counter() - 5)
+    found = await exact.lookup("digest", since_s=now_s() - 5)
     assert found.entry is None
     await exact.aclose()
 
@@ -147,7 +147,8 @@ async def test_table_is_read_again_now_and_then(connection, keys, redis):
     await redis.config_resetstat()
 
     async def reads() -> int:
-        await epochs.current(seen)
+        assert epochs.known(seen) is not None
+        await epochs._reading.settle()
         stats = await redis.info("commandstats")
         return int(stats.get("cmdstat_hgetall", {}).get("calls", 0))
 
