@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
-from llm_cache._deadline import arm
+from llm_cache._deadline import Deadline
 from llm_cache.config import CacheConfig
 from llm_cache.errors import OverBudget
 
@@ -28,20 +27,18 @@ class Budget:
     bounded by itself.
     """
 
-    __slots__ = ("_ends_s", "_lap_s", "_scope", "_timer", "left_s")
+    __slots__ = ("_deadline", "_lap_s", "left_s")
 
     def __init__(self, left_s: float) -> None:
         self.left_s = max(0.0, left_s)
         """What is left, while nothing draws on it."""
-        self._ends_s = 0.0
         self._lap_s = 0.0
-        self._scope: asyncio.Timeout | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._deadline: Deadline | None = None
 
     @property
     def is_spent(self) -> bool:
         """Whether it has run out for what draws on it now, which is being cancelled for that."""
-        return self._scope is not None and self._scope.expired()
+        return self._deadline is not None and self._deadline.is_over
 
     @asynccontextmanager
     async def drawn_on(self) -> AsyncIterator[None]:
@@ -50,33 +47,23 @@ class Budget:
         Raises:
             OverBudget: it ran out; the block was cancelled.
         """
-        loop = asyncio.get_running_loop()
-        self._scope = asyncio.timeout(None)
-        self._go_on(self.left_s)
+        deadline = self._deadline = Deadline(self.left_s)
         try:
-            async with self._scope:
+            async with deadline:
                 yield
         except TimeoutError as error:
-            if not self.is_spent:
+            if not deadline.is_over:
                 raise
             raise OverBudget("the cache has added added_latency_budget_s to this call") from error
         finally:
-            self._stop()
-            self._scope = None
-            self.left_s = max(0.0, self._ends_s - loop.time())
+            self._deadline = None
+            self.left_s = max(0.0, deadline.left_s)
 
     @contextmanager
     def spared(self) -> Iterator[None]:
         """Let the block take as long as it does: it waits for what is not the cache's doing."""
-        if self._scope is None or self.is_spent:
+        with self._stopped(least_s=0.0):
             yield
-            return
-        left_s = self._ends_s - asyncio.get_running_loop().time()
-        self._stop()
-        try:
-            yield
-        finally:
-            self._go_on(left_s)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -86,18 +73,20 @@ class Budget:
         such looks belong to the wait. Else whoever waits for a slow model would run out of budget
         by looking, and all who wait would go to the model at once.
         """
-        if self._scope is not None and not self.is_spent:
-            now_s = asyncio.get_running_loop().time()
-            self._lap_s = max(self._lap_s, self._ends_s - now_s)
-            self._ends_s = now_s + self._lap_s
-        with self.spared():
+        if self._deadline is not None and not self.is_spent:
+            self._lap_s = max(self._lap_s, self._deadline.left_s)
+        with self._stopped(least_s=self._lap_s):
             yield
 
-    def _go_on(self, left_s: float) -> None:
-        self._ends_s = asyncio.get_running_loop().time() + left_s
-        if self._scope is not None:
-            self._timer = arm(self._scope, self._ends_s)
-
-    def _stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+    @contextmanager
+    def _stopped(self, *, least_s: float) -> Iterator[None]:
+        deadline = self._deadline
+        if deadline is None or deadline.is_over:
+            yield
+            return
+        left_s = max(deadline.left_s, least_s)
+        deadline.stop()
+        try:
+            yield
+        finally:
+            deadline.go_on(left_s)

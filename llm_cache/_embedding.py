@@ -9,6 +9,7 @@ from typing import Any
 
 from llm_cache._batches import Batches
 from llm_cache._core.vectors import Vector, check_vectors
+from llm_cache._deadline import Deadline
 from llm_cache._redis.embeddings import KeptEmbeddings
 from llm_cache.embedders import DEFAULT_MAX_BATCH, DEFAULT_MAX_IN_FLIGHT, Embedder, check_limit
 from llm_cache.errors import (
@@ -83,7 +84,7 @@ class EmbeddingQueue:
             InvalidEmbedding: what it answered is no usable vector.
         """
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with Deadline(self._timeout_s):
                 return await self._find(text)
         except TimeoutError as error:
             raise EmbedderTimeout(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -14,6 +13,7 @@ from llm_cache._budget import Budget, spendable_s
 from llm_cache._call import Call
 from llm_cache._core.encryption import Cipher
 from llm_cache._core.types import Json
+from llm_cache._deadline import now_s
 from llm_cache._ends import Answered, Streaming, Turn, as_follower
 from llm_cache._flight import UNDER_WAY, SingleFlight, finish
 from llm_cache._health import Health
@@ -84,11 +84,9 @@ class Engine:
         self._streams = Streams(self._steps, self._stale, background, tell=tell)
         self._flights: SingleFlight[Answered] = SingleFlight()
 
-    async def answer(self, call: Call, produce: Produce, *, started_s: float) -> Answered:
-        """Answer *call* from the cache, or with what *produce* makes, and remember that.
-
-        *started_s* is when the call began, by `time.perf_counter`.
-        """
+    async def answer(self, call: Call, produce: Produce) -> Answered:
+        """Answer *call* from the cache, or with what *produce* makes, and remember that."""
+        started_s = now_s()
         found = await self._steps.look_up(call, started_s)
         if isinstance(found, Answered):
             return found
@@ -153,7 +151,6 @@ class Engine:
         *,
         choices: int,
         wants_usage: bool,
-        started_s: float,
     ) -> Answered | Streaming:
         """Answer *call* from the cache, or with the stream that *open_stream* opens.
 
@@ -163,6 +160,7 @@ class Engine:
         the usage included, which is left to the caller to leave out.
         """
         while True:
+            started_s = now_s()
             found = await self._steps.look_up(call, started_s)
             if isinstance(found, Answered):
                 return found
@@ -182,7 +180,6 @@ class Engine:
             shared = await self._streams.shared(call, found, begin)
             if shared is not None:
                 return shared
-            started_s = time.perf_counter()
 
     async def look_up_many(self, calls: Sequence[Call]) -> list[Lookup] | None:
         """Look up *calls* in the exact layer alone; `None` where Redis fails. One round trip."""
@@ -235,4 +232,4 @@ class Engine:
         return [*self._flights.tasks, *self._streams.beginning, *self._background.tasks]
 
     def _left(self, started_s: float) -> Budget:
-        return Budget(self._budget_s - (time.perf_counter() - started_s))
+        return Budget(self._budget_s - (now_s() - started_s))

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from llm_cache._budget import Budget
 from llm_cache._core.breaker import Breaker, Limits
+from llm_cache._deadline import now_s
 from llm_cache.errors import (
     DependencySkipped,
     EmbedderError,
@@ -93,12 +94,12 @@ class Guard:
         Raises:
             DependencySkipped: it is not to be asked now.
         """
-        ticket, began_s = self.admit(), self._clock()
+        ticket, began_s = self.admit(), now_s()
         try:
             yield
         except asyncio.CancelledError:
             if budget is not None and budget.is_spent:
-                self.used_up(ticket, self._clock() - began_s)
+                self.used_up(ticket, now_s() - began_s)
             else:
                 self.left(ticket)
             raise

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Coroutine
 from typing import Any
 
 from llm_cache._background import Background, done_within
 from llm_cache._budget import Budget
 from llm_cache._core.breaker import State
+from llm_cache._deadline import now_s
 from llm_cache._embedding import blames_text
 from llm_cache._flight import UNDER_WAY
 from llm_cache._health import Guard
@@ -33,7 +33,7 @@ class Placing:
         except BaseException:
             locate.close()
             raise
-        self._began_s = time.monotonic()
+        self._began_s = now_s()
         self._task = background.spawn(locate, name="embed")
         self._task.add_done_callback(self._ended)
 
@@ -68,7 +68,7 @@ class Placing:
         except asyncio.CancelledError:
             # A probe is not given up with its call: it says by itself how it ends.
             if budget is not None and budget.is_spent and self._guard.state == State.CLOSED:
-                self._guard.used_up(self._ticket, time.monotonic() - self._began_s)
+                self._guard.used_up(self._ticket, now_s() - self._began_s)
             raise
         if self._task.cancelled():
             raise CacheClosed(UNDER_WAY)

@@ -8,7 +8,6 @@ the model's answer, the status says what was bypassed, an event carries the exce
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -19,6 +18,7 @@ from llm_cache._budget import Budget, spendable_s
 from llm_cache._call import Call
 from llm_cache._core.codec import Sealed
 from llm_cache._core.types import CacheStatus, Json
+from llm_cache._deadline import now_s
 from llm_cache._ends import Answered, Fresh, Turn, exact_end, semantic_end
 from llm_cache._flight import patiently
 from llm_cache._health import EMBEDDER, REDIS, SEARCH, Health
@@ -82,7 +82,7 @@ class Steps:
     async def look_up(self, call: Call, started_s: float) -> Answered | Lookup | str:
         """Return the exact hit; else what the look-up saw; else why the cache takes no part.
 
-        *started_s* is when the call began, by `time.perf_counter`.
+        *started_s* is when the call began, by `now_s`.
         """
         if call.terms.bypass is not None:
             return call.terms.bypass
@@ -120,7 +120,7 @@ class Steps:
             await self._storing.written(call.digest, budget)
         except OverBudget:
             return found
-        return await self.look_up(call, time.perf_counter())
+        return await self.look_up(call, now_s())
 
     async def look_up_many(self, calls: Sequence[Call]) -> list[Lookup] | None:
         """Look up *calls* in the exact layer alone; `None` where Redis fails. One round trip."""

@@ -39,6 +39,7 @@ from llm_cache._core.policy import StoreIf
 from llm_cache._core.stream import replay
 from llm_cache._core.targets import ANYONE, Kind
 from llm_cache._core.types import ChatRequest, Json
+from llm_cache._deadline import Deadline
 from llm_cache._ends import Answered, Fresh, exact_end, semantic_end
 from llm_cache._engine import Engine
 from llm_cache._flight import SharedRun
@@ -303,7 +304,7 @@ class LLMCache:
         # A server of our own takes its time to start, and is nothing that may be down.
         is_ours = self._connection.url.startswith("embedded:")
         try:
-            async with asyncio.timeout(None if is_ours else spendable_s(self.config)):
+            async with Deadline(None if is_ours else spendable_s(self.config)):
                 await self._connecting.join()
         except TimeoutError as error:
             raise StoreTimeout("Redis was not reached within added_latency_budget_s") from error
@@ -461,9 +462,7 @@ class LLMCache:
     ) -> tuple[ChatReply, ChatCompletion | None]:
         """Return the reply, and the SDK's own object where the model has just made it."""
         started_s = time.perf_counter()
-        answered = await self._engine.answer(
-            call, lambda: _fresh(upstream, request()), started_s=started_s
-        )
+        answered = await self._engine.answer(call, lambda: _fresh(upstream, request()))
         reply = self._reply(answered)
         self._note(call, reply, answered, started_s)
         return reply, answered.original
@@ -484,7 +483,6 @@ class LLMCache:
             lambda: _fresh(upstream, request.unstreamed()),
             choices=int(request.params.get("n") or 1),
             wants_usage=wants_usage,
-            started_s=started_s,
         )
         if isinstance(begun, Answered):
             info = CacheInfo(**self._info(begun))
@@ -566,7 +564,7 @@ class LLMCache:
             return Fresh(as_data(await produce(), "what produce returned"))
 
         started_s = time.perf_counter()
-        answered = await self._engine.answer(call, checked, started_s=started_s)
+        answered = await self._engine.answer(call, checked)
         value = CachedValue(value=answered.source.answer, **self._info(answered))
         self._note(call, value, answered, started_s, operation="value")
         return value

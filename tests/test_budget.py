@@ -1,19 +1,19 @@
 """A budget counts what is the cache's doing, and nothing else."""
 
-import asyncio
 from contextlib import AbstractContextManager
 
 import pytest
 
+from llm_cache import _deadline
 from llm_cache._budget import Budget
+from llm_cache._deadline import now_s as really
 
 
 @pytest.fixture
 async def pass_s(monkeypatch):
-    """Let time pass on the loop's clock."""
-    loop = asyncio.get_running_loop()
-    really, ahead_s = loop.time, [0.0]
-    monkeypatch.setattr(loop, "time", lambda: really() + ahead_s[0])
+    """Let time pass that is charged."""
+    ahead_s = [0.0]
+    monkeypatch.setattr(_deadline, "now_s", lambda: really() + ahead_s[0])
 
     def go_on(seconds: float) -> None:
         ahead_s[0] += seconds

@@ -38,7 +38,7 @@ class Limits:
     timeouts_last_s: float = 1.0
     open_s: float = 1.0
     """Seconds from opening to the first probe, and from a probe that failed to the next."""
-    probe_s: float = 5.0
+    probe_s: float = 30.0
     """Seconds after which a probe that nobody has told the end of no longer counts."""
 
 

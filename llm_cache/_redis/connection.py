@@ -19,7 +19,7 @@ from redis.exceptions import (
 )
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from llm_cache._deadline import arm
+from llm_cache._deadline import Deadline, now_s
 from llm_cache._redis.address import Kind, mask, read_address
 from llm_cache._redis.lanes import (
     Command,
@@ -269,23 +269,17 @@ class Connection:
     ) -> _T:
         """Await *operation* for at most *timeout_s*, waiting for a connection included.
 
-        The default is `redis_timeout_s`. The time counts from *since_s*, by the clock of the event
-        loop; default now.
+        The default is `redis_timeout_s`. The time counts from *since_s*, by `now_s`; default now.
 
         Raises:
             StoreTimeout: it took longer.
             StoreUnavailable: Redis refused, went away, or answered with an error.
         """
         limit_s = self._timeout_s if timeout_s is None else timeout_s
+        waited_s = 0.0 if since_s is None else now_s() - since_s
         try:
-            begin_s = asyncio.get_running_loop().time() if since_s is None else since_s
-            scope = asyncio.timeout(None)
-            timer = arm(scope, begin_s + limit_s)
-            try:
-                async with scope:
-                    return await operation
-            finally:
-                timer.cancel()
+            async with Deadline(limit_s - waited_s):
+                return await operation
         except (TimeoutError, RedisTimeoutError) as error:
             self._suspect()
             name = "redis_timeout_s" if timeout_s is None else "added_latency_budget_s"

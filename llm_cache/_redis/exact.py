@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +9,7 @@ from llm_cache._core.codec import Sealed, open_sealed
 from llm_cache._core.encryption import Cipher
 from llm_cache._core.keys import Keys
 from llm_cache._core.policy import Purges
-from llm_cache._deadline import arm
+from llm_cache._deadline import Deadline, now_s
 from llm_cache._redis.connection import Connection
 from llm_cache._redis.epoch import Epochs
 from llm_cache._redis.line import Line, Lines
@@ -96,7 +94,7 @@ class ExactStore:
 
         *prompt* is the text of the request, by which patterns reach it. One round trip, shared
         with the look-ups that wait at the same time; a second one when something was invalidated
-        since the last. *since_s* is when the caller began, by `time.perf_counter`.
+        since the last. *since_s* is when the caller began, by `now_s`.
 
         Raises:
             StoreUnavailable: Redis did not answer.
@@ -109,17 +107,12 @@ class ExactStore:
         left_s = self._timeout_s
         if left_s is not None and since_s is not None:
             # What is missing may be this process's own doing, and Redis has just answered.
-            left_s = max(left_s - (time.perf_counter() - since_s), _LEAST_S)
-        scope = asyncio.timeout(None)
-        timer = None if left_s is None else arm(scope, asyncio.get_running_loop().time() + left_s)
+            left_s = max(left_s - (now_s() - since_s), _LEAST_S)
         try:
-            async with scope:
+            async with Deadline(left_s):
                 return await self.epochs.current(epoch)
         except TimeoutError as error:
             raise StoreTimeout("the table of invalidations was not read in time") from error
-        finally:
-            if timer is not None:
-                timer.cancel()
 
     async def lookup_many(self, digests: Sequence[str]) -> list[Lookup]:
         """Return what `lookup` does for each of *digests*, whatever their prompts.

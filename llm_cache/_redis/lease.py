@@ -191,9 +191,10 @@ class Leases:
         self._landings = Landings(connection)
         # What goes on for a caller that has left: leases that are being taken or given back.
         self._tasks: set[asyncio.Task[Any]] = set()
-        # Many stores at once keep one connection busy, for half of what the pool's take. One that
-        # is carried out twice leaves what one leaves; only the second tells that it did nothing.
-        self._stores = Lines(connection)
+        # Many stores at once keep one connection busy, for half of what the pool's take, and no
+        # lease waits for one of the pool. What is carried out twice leaves what once leaves: the
+        # second store tells that it did nothing, the second `SET` who has the lease.
+        self._line = Lines(connection)
         self._is_closed = False
 
     async def claim(
@@ -257,7 +258,7 @@ class Leases:
     async def _take(self, lease: Lease) -> bool:
         key, token = self._keys.lease(lease.digest), lease.token
         take = ("SET", key, token, "NX", "GET", "PX", self._lease_ms)
-        holder = await self._connection.execute(*take)
+        holder = await self._line.execute(*take)
         # Our own token comes back where the first reply was lost and the command sent again.
         lease.is_taken = holder is None or holder == token.encode()
         if lease.is_taken:
@@ -343,7 +344,7 @@ class Leases:
             await asyncio.wait(list(self._tasks))
         await asyncio.gather(*(lease.abandon() for lease in list(self._held)))
         await self._landings.aclose()
-        await self._stores.aclose()
+        await self._line.aclose()
 
     async def store(
         self,
@@ -372,7 +373,7 @@ class Leases:
             fields = entry[1]
         token = "" if lease is None else lease.token
         is_stored = await _STORE.run(
-            self._stores,
+            self._line,
             keys,
             [token, ttl_ms, blob, self._channel(digest), Landing.LANDED, *fields],
         )

@@ -20,6 +20,7 @@ from hiredis import pack_command
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
+from llm_cache._deadline import lag_s
 from llm_cache._redis.connection import Command, Connection, Lane, raise_first
 from llm_cache._redis.link import Link, closed
 from llm_cache.errors import StoreError, StoreTimeout
@@ -30,6 +31,12 @@ if TYPE_CHECKING:
 MOST_ON_THEIR_WAY = 4
 """Turns that are sent and not answered yet. From two on the server is busy all the time; what is
 above that makes others wait (`python -m benchmarks micro line`)."""
+_MOST_WHEN_LATE = 64
+"""The same on an event loop that is late. It reads what has arrived once in a round, and a few
+turns in each would be all it ever gets; the server is idle for most of the time, and looks at
+other connections after each 16 KB (`PROTO_IOBUF_LEN`)."""
+_TURN_S = 0.001
+"""What a turn may cost the server: for as long as the loop is late, it can carry out so many."""
 
 
 @dataclass(slots=True, eq=False)
@@ -57,7 +64,8 @@ class Line:
     Args:
         connection: The way to Redis.
         lane: To which of its servers; default the only one.
-        on_their_way: Turns that are sent and not answered yet, at most.
+        on_their_way: Turns that are sent and not answered yet, at most; by default as many as
+            keep the server busy.
     """
 
     def __init__(
@@ -65,7 +73,7 @@ class Line:
         connection: Connection,
         lane: Lane | None = None,
         *,
-        on_their_way: int = MOST_ON_THEIR_WAY,
+        on_their_way: int | None = None,
     ) -> None:
         self._connection = connection
         self._most = on_their_way
@@ -162,7 +170,8 @@ class Line:
         self._sent.popleft().end(answers)
 
     def _next(self) -> Iterator[_Turn]:
-        room = self._most - len(self._sent)
+        most = enough_on_their_way() if self._most is None else self._most
+        room = most - len(self._sent)
         while self._waiting and room > 0:
             turn = self._waiting.popleft()
             # Whoever has left wants no answer, and the server need not make one.
@@ -235,6 +244,11 @@ class Lines:
             # That of a server that is gone stays: it may come back, and its connection is closed.
             line = self._each[lane] = Line(self._connection, lane)
         return await line.replies(commands)
+
+
+def enough_on_their_way() -> int:
+    """Return how many turns keep the server busy, as late as the event loop is."""
+    return min(_MOST_WHEN_LATE, MOST_ON_THEIR_WAY + int(lag_s() / _TURN_S))
 
 
 async def _send(link: AbstractConnection, commands: Sequence[Command]) -> None:

@@ -18,6 +18,7 @@ from hiredis import pack_command
 from redis.exceptions import AskError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from llm_cache._deadline import now_s
 from llm_cache._flight import observe
 from llm_cache._redis.connection import Command, Connection, Lane, raise_first
 from llm_cache._redis.link import Link, closed
@@ -83,7 +84,7 @@ class CoalescedReads:
             return value, companion
         loop = asyncio.get_running_loop()
         if not self._waiting:
-            self._waiting_since_s = loop.time()
+            self._waiting_since_s = now_s()
         # Everybody waits for a future of his own, so that one who leaves takes nobody along. How
         # long is up to whoever serves them: a timer for each would cost more than the read.
         future: asyncio.Future[Read] = loop.create_future()
@@ -101,7 +102,7 @@ class CoalescedReads:
         """
         loop = asyncio.get_running_loop()
         if not self._waiting:
-            self._waiting_since_s = loop.time()
+            self._waiting_since_s = now_s()
         future: asyncio.Future[Read] = loop.create_future()
         self._waiting.setdefault(key, []).append(future)
         if not self._is_busy:

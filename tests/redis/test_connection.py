@@ -1,10 +1,12 @@
-"""What a URL may say, and what is never said of it."""
+"""What a URL may say, what is never said of it, and how long an answer is waited for."""
+
+import asyncio
 
 import pytest
 
 from llm_cache._redis.connection import Connection, mask
 from llm_cache.cli.options import without_secrets
-from llm_cache.errors import ConfigurationError, LLMCacheError
+from llm_cache.errors import ConfigurationError, LLMCacheError, StoreTimeout
 
 
 def connection(url: str) -> Connection:
@@ -96,3 +98,12 @@ async def test_answers_are_bytes_whatever_the_url_says(redis_url):
     await opened.open()
     assert await opened.execute("ECHO", "hello") == b"hello"
     await opened.aclose()
+
+
+@pytest.mark.parametrize(
+    ("timeout_s", "limit"), [(None, "0.04 s of redis_timeout_s"), (0.05, "0.05 s of added_lat")]
+)
+async def test_reply_that_does_not_come_is_given_up_in_time(timeout_s, limit):
+    redis = Connection("redis://127.0.0.1:1", max_connections=1, timeout_s=0.04)
+    with pytest.raises(StoreTimeout, match=limit):
+        await redis.run(asyncio.Event().wait(), timeout_s=timeout_s)

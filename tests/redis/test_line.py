@@ -52,6 +52,12 @@ async def test_answers_of_commands_that_are_sent_together_come_together(line):
     ]
 
 
+@pytest.mark.parametrize(("lag_s", "turns"), [(0.0, 4), (0.01, 14), (1.0, 64)])
+def test_late_event_loop_sends_more_at_a_time(lag_s, turns, monkeypatch):
+    monkeypatch.setattr(module, "lag_s", lambda: lag_s)
+    assert module.enough_on_their_way() == turns
+
+
 async def test_no_more_are_on_their_way_than_allowed(line, monkeypatch):
     send, sizes = module._send, []
 
