@@ -146,7 +146,8 @@ class CacheConfig:
 
     max_connections: int = 50
     """Most connections in the Redis pool of one cache object; callers beyond it wait. Outside of
-    it there are one for exact look-ups and, once needed, one for news of other processes."""
+    it there are at most four, each made when first needed: for exact look-ups, for searches, for
+    leases and stores, and for news of other processes; on a cluster, to each primary."""
     redis_timeout_s: float = 2.0
     """Most seconds one Redis round trip may take, waiting for a connection included; on the way
     to an answer, no more than is left of `added_latency_budget_s`."""
