@@ -98,7 +98,7 @@ PEERS = {
         ),
         Peer(
             "gptcache",
-            ("gptcache==0.1.44", "redis==5.0.8", "sqlalchemy==2.0.58"),
+            ("gptcache==0.1.44", "redis==5.0.8", "redis-om==1.1.0", "sqlalchemy==2.0.58"),
             "gptcache_driver.py",
             "put and get with the vector store for Redis",
         ),
@@ -221,7 +221,7 @@ async def running(peer: Peer, cache: Path, *, installs: bool = True) -> AsyncIte
             stdout=asyncio.subprocess.PIPE,
             stderr=errors,
             limit=_LINE_BYTES,
-            env=_surroundings(peer, cache),
+            env=_surroundings(peer, cache, Path(python).parent),
             # Ctrl-C is for the benchmark, which ends its peers in order.
             start_new_session=True,
         )
@@ -280,16 +280,18 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     await process.wait()
 
 
-def _surroundings(peer: Peer, cache: Path) -> dict[str, str]:
-    """Return the environment of a driver.
+def _surroundings(peer: Peer, cache: Path, programs: Path) -> dict[str, str]:
+    """Return the environment of a driver, whose interpreter is among *programs*.
 
-    Nothing of ours is on the path of others, and nothing phones home.
+    Nothing of ours is on the path of others, and nothing phones home. A peer that installs
+    something by itself, with the `python` that it finds, finds its own.
     """
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    kept = {name: os.environ[name] for name in ("HOME", "LANG") if name in os.environ}
     project = Path(llm_cache.__file__).parent.parent
     path = [DRIVERS] if peer.requirements else [DRIVERS, project]
     return {
         **kept,
+        "PATH": os.pathsep.join([str(programs), os.environ.get("PATH", os.defpath)]),
         "PYTHONPATH": os.pathsep.join(map(str, path)),
         "HF_HUB_OFFLINE": "1",
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",

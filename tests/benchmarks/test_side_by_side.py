@@ -1,9 +1,11 @@
 """Ours beside others: one stream, one Redis, a process each, and a row for whoever cannot run."""
 
+import sys
 from typing import Any
 
 import pytest
 
+from benchmarks.peers import environments
 from benchmarks.peers.environments import OURS, Batch, Peer, PeerUnavailable, running
 from benchmarks.peers.turns import Turns, per_s
 from benchmarks.report.folder import write_report
@@ -147,6 +149,26 @@ async def test_a_process_that_dies_says_where_its_last_words_are(make_peer, tmp_
             await peer.open(url="", dimensions=1, threshold=0.9, namespace="x")
 
     assert (tmp_path / "dying.log").read_text().strip() == "ouch"
+
+
+async def test_a_peer_that_installs_something_by_itself_does_so_where_it_lives(
+    make_peer, tmp_path, monkeypatch
+):
+    """GPTCache runs `python -m pip install` when it misses something."""
+    own = tmp_path / "own" / "bin" / "python"
+    own.parent.mkdir(parents=True)
+    own.symlink_to(sys.executable)
+
+    async def made(*_: object, **__: object) -> str:
+        return str(own)
+
+    monkeypatch.setattr(environments, "environment", made)
+    looking = make_peer("looking", "import shutil; raise SystemExit(shutil.which('python'))")
+    with pytest.raises(PeerUnavailable):
+        async with running(looking, tmp_path) as peer:
+            await peer.open(url="", dimensions=1, threshold=0.9, namespace="x")
+
+    assert (tmp_path / "looking.log").read_text().strip() == str(own)
 
 
 def batch(*times_us: float, errors: Any = None, total_s: float = 1.0) -> Batch:
