@@ -146,8 +146,8 @@ class CacheConfig:
 
     max_connections: int = 50
     """Most connections in the Redis pool of one cache object; callers beyond it wait. Outside of
-    it there are at most four, each made when first needed: for exact look-ups, for searches, for
-    leases and stores, and for news of other processes; on a cluster, to each primary."""
+    it there are at most five, each made when first needed: for exact look-ups, searches, leases,
+    stores, and news of other processes; on a cluster the first four to each primary."""
     redis_timeout_s: float = 2.0
     """Most seconds one Redis round trip may take, waiting for a connection included; on the way
     to an answer, no more than is left of `added_latency_budget_s`."""

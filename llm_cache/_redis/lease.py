@@ -36,6 +36,7 @@ _T = TypeVar("_T")
 
 LEASE_S = 1.0
 RENEW_S = 0.3
+_TAKEN_TOGETHER = 64
 _GONE = -2  # what PTTL answers for a key that is not there
 
 HashWrite = tuple[str, Sequence[str | bytes]]
@@ -191,10 +192,12 @@ class Leases:
         self._landings = Landings(connection)
         # What goes on for a caller that has left: leases that are being taken or given back.
         self._tasks: set[asyncio.Task[Any]] = set()
-        # Many stores at once keep one connection busy, for half of what the pool's take, and no
-        # lease waits for one of the pool. What is carried out twice leaves what once leaves: the
-        # second store tells that it did nothing, the second `SET` who has the lease.
-        self._line = Lines(connection)
+        # What is carried out twice leaves what once leaves: the second `SET` tells who has the
+        # lease, the second store that it did nothing. A crowd takes its leases together, and so
+        # has its prompts embedded together. Many stores at once keep one connection busy, for half
+        # of what the pool's take.
+        self._takes = Lines(connection, on_their_way=_TAKEN_TOGETHER)
+        self._stores = Lines(connection)
         self._is_closed = False
 
     async def claim(
@@ -258,7 +261,7 @@ class Leases:
     async def _take(self, lease: Lease) -> bool:
         key, token = self._keys.lease(lease.digest), lease.token
         take = ("SET", key, token, "NX", "GET", "PX", self._lease_ms)
-        holder = await self._line.execute(*take)
+        holder = await self._takes.execute(*take)
         # Our own token comes back where the first reply was lost and the command sent again.
         lease.is_taken = holder is None or holder == token.encode()
         if lease.is_taken:
@@ -344,7 +347,8 @@ class Leases:
             await asyncio.wait(list(self._tasks))
         await asyncio.gather(*(lease.abandon() for lease in list(self._held)))
         await self._landings.aclose()
-        await self._line.aclose()
+        await self._takes.aclose()
+        await self._stores.aclose()
 
     async def store(
         self,
@@ -373,7 +377,7 @@ class Leases:
             fields = entry[1]
         token = "" if lease is None else lease.token
         is_stored = await _STORE.run(
-            self._line,
+            self._stores,
             keys,
             [token, ttl_ms, blob, self._channel(digest), Landing.LANDED, *fields],
         )

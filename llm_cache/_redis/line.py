@@ -209,12 +209,16 @@ class Line:
 
 
 class Lines:
-    """A line to each server of a connection; commands go where their first keys are."""
+    """A line to each server of a connection; commands go where their first keys are.
 
-    def __init__(self, connection: Connection) -> None:
+    Its arguments are those of `Line`.
+    """
+
+    def __init__(self, connection: Connection, *, on_their_way: int | None = None) -> None:
         self._connection = connection
+        self._on_their_way = on_their_way
         # It finds its server when it is first needed, which is after the connection was opened.
-        self._only = None if connection.is_cluster else Line(connection)
+        self._only = None if connection.is_cluster else self._line()
         self._each: dict[Lane, Line] = {}
         self._is_closed = False
 
@@ -242,8 +246,11 @@ class Lines:
         line = self._each.get(lane)
         if line is None:
             # That of a server that is gone stays: it may come back, and its connection is closed.
-            line = self._each[lane] = Line(self._connection, lane)
+            line = self._each[lane] = self._line(lane)
         return await line.replies(commands)
+
+    def _line(self, lane: Lane | None = None) -> Line:
+        return Line(self._connection, lane, on_their_way=self._on_their_way)
 
 
 def enough_on_their_way() -> int:
