@@ -21,7 +21,7 @@ from llm_cache._redis.connection import Connection
 from llm_cache._redis.embeddings import KeptEmbeddings
 from llm_cache._redis.exact import ExactStore
 from llm_cache._redis.lease import HashWrite
-from llm_cache._redis.vectors import VectorStore
+from llm_cache._redis.vectors import Read, VectorStore
 from llm_cache.config import CacheConfig, check_threshold
 from llm_cache.embedders import Embedder
 from llm_cache.errors import ConfigurationError, EmbedderError, LLMCacheError
@@ -202,6 +202,12 @@ class SemanticLayer:
         isolated: float | None = getattr(self._embedder, "isolated_threshold", None)
         return isolated
 
+    @property
+    def _least_similarity(self) -> float:
+        """What the answer of the nearest is fetched from, beside the search."""
+        isolated = self._isolated_threshold
+        return self._threshold if isolated is None else min(self._threshold, isolated)
+
     def _check_thresholds(self) -> None:
         if self._isolated_threshold is not None:
             check_threshold(self._isolated_threshold, "isolated_threshold of the embedder")
@@ -262,9 +268,9 @@ class SemanticLayer:
         That is the nearest living answer which the policy serves and *accepts* takes. *asked* is
         the digest of the request itself, *tenant_id* chooses the policy.
 
-        Two round trips for a hit, one for a miss. Where entries stood in front whose answers are
-        gone, or may not be served here, the search is repeated with a wider view; those whose
-        answers are gone are deleted.
+        One round trip; one more for a hit on a cluster, and for one that is not the nearest. Where
+        entries stood in front whose answers are gone, or may not be served here, the search is
+        repeated with a wider view; those whose answers are gone are deleted.
 
         Raises:
             StoreUnavailable: Redis did not answer.
@@ -272,10 +278,17 @@ class SemanticLayer:
         limit = _CANDIDATES
         passed_over: set[str] = set()
         while True:
-            nearest = await self.nearest(place, limit=limit)
+            nearest, read = await self.vectors.nearest_and_answer(
+                place.scope,
+                place.vector,
+                limit=limit,
+                asked=asked,
+                least_similarity=self._least_similarity,
+            )
             candidates = [near for near in nearest if near.key not in passed_over]
             decision = self.decisions.decide(place.prompt, candidates, tenant_id)
-            hit, gone, passed = await self._first_living(decision.served, asked, accepts)
+            served = decision.served
+            hit, gone, passed = await self._first_living(served, asked, accepts, read)
             if hit is not None or not (gone or passed):
                 return Finding(decision, hit)
             if gone:
@@ -301,18 +314,25 @@ class SemanticLayer:
         await self.vectors.forget([self._keys.entry(self.vectors.space, digest)])
 
     async def _first_living(
-        self, candidates: Iterable[Candidate], asked: str, accepts: Accepts
+        self,
+        candidates: Iterable[Candidate],
+        asked: str,
+        accepts: Accepts,
+        read: Read | None = None,
     ) -> tuple[SemanticHit | None, list[str], list[str]]:
-        """Return the first that may be served.
+        """Return the first that may be served, whose answer may have been *read* already.
 
         Before it, the entries whose answers are gone, and those whose answers may not be served.
         """
         gone: list[str] = []
         passed: list[str] = []
         for candidate in candidates:
-            found, left_ms = await self._exact.lookup_for(
-                asked, candidate.digest, candidate.prompt or None, self.vectors.line
-            )
+            digest, prompt = candidate.digest, candidate.prompt or None
+            if read is not None and read.digest == digest:
+                found, left_ms = await self._exact.judged(read.values, digest, prompt)
+            else:
+                line = self.vectors.line
+                found, left_ms = await self._exact.lookup_for(asked, digest, prompt, line)
             # An alias has no entry of its own; one that leads to it outlived its answer.
             if found.entry is not None and not found.entry.is_alias:
                 if left_ms > 0 and accepts(found.entry):

@@ -408,9 +408,11 @@ class LLMCache:
     ) -> ChatReply | ChatStream[str]:
         """Answer *prompt* from the cache, or from the model, and remember the answer.
 
-        An exact hit costs one Redis command; a semantic hit an embedding and three round trips
-        more (search, answer, and writing the answer back as an exact alias); a miss an embedding,
-        a search, the model, and one round trip to store.
+        An exact hit costs one Redis command. A semantic hit costs an embedding and four round
+        trips more: the lease, by which one caller of many goes on, and a second look at what
+        others have stored meanwhile; the search, which brings the answer; and writing the answer
+        back as an exact alias. A miss costs the same, the model, and a store in the alias's place.
+        On a cluster a semantic hit takes one more.
 
         Args:
             prompt: The user's turn, or a list of messages as the chat API takes them.
@@ -687,7 +689,7 @@ class LLMCache:
         """Return the stored answer to a prompt that means the same, or `None`.
 
         Takes the arguments of `chat`, and optionally the prompt's *vector*. One embedding unless
-        it is given; two round trips for a hit, one for a miss. Nothing is promoted.
+        it is given; one round trip, two for a hit on a cluster. Nothing is promoted.
 
         Raises:
             InvalidRequest: the request can never work.

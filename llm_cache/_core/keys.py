@@ -137,6 +137,11 @@ class Keys:
         return f"{self.namespace}:x:{{{digest}}}"
 
     @property
+    def answer_prefix(self) -> str:
+        """What the keys of all answers begin with, up to the digest; behind it they are closed."""
+        return self.answer("").removesuffix("}")
+
+    @property
     def answer_pattern(self) -> str:
         """Glob of the keys of all answers; nothing in a namespace has a meaning there."""
         return f"{self.namespace}:x:*"

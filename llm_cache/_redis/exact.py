@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from llm_cache._core.codec import Sealed, open_sealed
 from llm_cache._core.encryption import Cipher
@@ -15,8 +16,10 @@ from llm_cache._redis.epoch import Epochs
 from llm_cache._redis.line import Line, Lines
 from llm_cache._redis.reads import CoalescedReads, SplitReads
 from llm_cache._redis.sliding import Sliding
-from llm_cache.errors import CorruptEntry, StoreTimeout
+from llm_cache.errors import CorruptEntry, StoreTimeout, StoreUnavailable
 
+READ = 4
+"""Values that tell whether an answer may be served to another request (`ExactStore.judged`)."""
 _LEAST_S = 0.02
 """What the table of invalidations may take in any case, within what is spared of a budget."""
 
@@ -135,12 +138,28 @@ class ExactStore:
         half the time of one of the pool's pipelines.
         """
         key = self._keys.answer(digest)
-        blob, epoch, left_ms, rejected = await line.execute_all(
+        values = await line.execute_all(
             ("GET", key),
             ("GET", self._keys.epoch),
             ("PTTL", key),
             ("ZSCORE", self._keys.rejected, pair(asked, digest)),
         )
+        return await self.judged(values, digest, prompt)
+
+    async def judged(
+        self, values: Sequence[Any], digest: str, prompt: str | None
+    ) -> tuple[Lookup, int]:
+        """Return what `lookup_for` does, of the *values* that it reads.
+
+        No round trip, one when something was invalidated.
+
+        Raises:
+            StoreUnavailable: they are something else.
+        """
+        blob, epoch, left_ms, rejected = values
+        are_texts = all(isinstance(value, bytes | None) for value in (blob, epoch))
+        if not are_texts or type(left_ms) is not int:
+            raise StoreUnavailable("the look-up of an answer was answered with something else")
         found = _judge(blob, await self.epochs.current(epoch), digest, prompt, self._cipher)
         return found, left_ms if rejected is None else 0
 

@@ -61,19 +61,19 @@ class Script:
 
     async def run(
         self,
-        via: Connection | Lines,
+        execute: Callable[..., Awaitable[Any]],
         keys: Sequence[str],
-        arguments: Sequence[str | bytes | int],
+        arguments: Sequence[str | bytes | float],
     ) -> Any:
-        """Run the script. One round trip, two where the server had to be sent it."""
+        """Run the script by *execute*. One round trip, two where the server had to be sent it."""
         rest = (len(keys), *keys, *arguments)
         try:
-            return await via.execute("EVALSHA", self._sha, *rest)
+            return await execute("EVALSHA", self._sha, *rest)
         except StoreUnavailable as error:
             if not isinstance(error.__cause__, NoScriptError):
                 raise
         # A server that was restarted, failed over or told `SCRIPT FLUSH`. This loads it.
-        return await via.execute("EVAL", self._text, *rest)
+        return await execute("EVAL", self._text, *rest)
 
     async def run_each(
         self, connection: Connection, calls: Iterable[tuple[Sequence[str], Sequence[str | bytes]]]
@@ -331,7 +331,7 @@ class Leases:
             return False
         self.forget(lease)
         is_ours = await _RELEASE.run(
-            self._connection,
+            self._connection.execute,
             [self._keys.lease(lease.digest)],
             [lease.token, self._channel(lease.digest), outcome],
         )
@@ -377,7 +377,7 @@ class Leases:
             fields = entry[1]
         token = "" if lease is None else lease.token
         is_stored = await _STORE.run(
-            self._stores,
+            self._stores.execute,
             keys,
             [token, ttl_ms, blob, self._channel(digest), Landing.LANDED, *fields],
         )

@@ -26,7 +26,7 @@ from llm_cache._redis.connection import Connection, Lane
 from llm_cache._redis.lease import HashWrite
 from llm_cache._redis.line import Lines
 from llm_cache._redis.replies import text
-from llm_cache._redis.vectors import VectorStore
+from llm_cache._redis.vectors import Read, VectorStore
 from llm_cache.errors import CorruptEntry, StoreError, StoreTimeout, StoreUnavailable
 from llm_cache.events import DependencyFailed, Event
 
@@ -130,6 +130,12 @@ class ShardedVectors:
         candidates = [candidate for part in found for candidate in part]
         candidates.sort(key=lambda candidate: -candidate.similarity)
         return candidates[:limit]
+
+    async def nearest_and_answer(
+        self, scope: str, vector: Vector, *, limit: int, **_: Any
+    ) -> tuple[list[Candidate], Read | None]:
+        """Return what `nearest` does; answers have to be asked for."""
+        return await self.nearest(scope, vector, limit=limit), None
 
     async def aclose(self) -> None:
         """Let go of the connections."""

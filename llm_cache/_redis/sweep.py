@@ -187,7 +187,7 @@ class Sweeper:
             await self._hold(name, rest_s)
 
     async def _hold(self, name: str, for_s: float) -> None:
-        await _HOLD.run(self._connection, [self._keys.sweep], [name, _ms(for_s)])
+        await _HOLD.run(self._connection.execute, [self._keys.sweep], [name, _ms(for_s)])
 
     def _removal(self, stored: Stored, spaces: Sequence[str]) -> tuple[list[str], list[bytes]]:
         keys = self._keys.belongings(stored.digest, spaces)

@@ -16,14 +16,18 @@ plan a scope takes is asked from Redis at a bounded price (counting stops at the
 waits for it but the first search of a scope: later the question travels along with a search. A
 scope that has grown meanwhile costs that search some time and nothing else.
 
-Searches go over one connection of their own, several of them on their way at once.
+Searches go over one connection of their own, several of them on their way at once. A look-up makes
+its search from a script, which reads what the nearest entry leads to, too.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
+
+from redis.exceptions import ResponseError
 
 from llm_cache._core.encryption import Cipher
 from llm_cache._core.kept import Kept, open_kept
@@ -32,6 +36,7 @@ from llm_cache._core.types import Candidate
 from llm_cache._core.vectors import Vector, salted_blob
 from llm_cache._flight import SharedRun
 from llm_cache._redis.connection import Command, Connection, Lane
+from llm_cache._redis.exact import READ
 from llm_cache._redis.lease import HashWrite, Script
 from llm_cache._redis.line import Line
 from llm_cache._redis.replies import mapping, text
@@ -54,6 +59,27 @@ _ROUNDING = 0.01
 _LOST = ("no such index", "unknown index name", "index not found")
 
 
+# What is nearest is what is served, nearly always: its answer comes with the search, and need not
+# be asked for. `ARGV` are the request, what the names of answers begin with, the greatest
+# distance, the scope, and the search.
+_SEARCH = Script("""
+local found = redis.call('FT.SEARCH', unpack(ARGV, 5))
+local name, row = found[2], {}
+for i = 1, #(found[3] or {}), 2 do row[found[3][i]] = found[3][i + 1] end
+local distance, digest = tonumber(row.distance), string.match(name or '', '{([^{}]+)}[^{}]*$')
+if row.scope ~= ARGV[4] or not distance or distance > tonumber(ARGV[3]) or not digest then
+  return {found}
+end
+local key = ARGV[2] .. digest .. '}'
+return {
+  found,
+  digest,
+  redis.call('GET', key),
+  redis.call('GET', KEYS[1]),
+  redis.call('PTTL', key),
+  redis.call('ZSCORE', KEYS[2], ARGV[1] .. ':' .. digest)
+}
+""")
 # An answer that is gone is led to by nothing; one that took its place is to the same request.
 _LEAD = Script("""
 local ttl = redis.call('PTTL', KEYS[1])
@@ -62,6 +88,15 @@ redis.call('HSET', KEYS[2], unpack(ARGV))
 redis.call('PEXPIRE', KEYS[2], ttl)
 return 1
 """)
+
+
+class Read(NamedTuple):
+    """What was read beside a search."""
+
+    digest: str
+    """Of the answer."""
+    values: Sequence[Any]
+    """What `ExactStore.judged` takes."""
 
 
 class VectorStore:
@@ -98,6 +133,9 @@ class VectorStore:
         self.dimensions = dimensions
         """Length of every vector."""
         self._sizes = Sizes(clock)
+        # On a cluster the epoch has a server of its own. A search that is spread over several
+        # servers cannot be made from a script.
+        self._may_read_along = not connection.is_cluster
         self.line = Line(connection, lane)
         """Carries the searches; what they lead to may be fetched over it. Replies are RESP2."""
 
@@ -124,21 +162,55 @@ class VectorStore:
         One round trip; one more for the first search of a scope. An index that was lost is made
         anew, and has no entries yet.
         """
+        search = await self._search(scope, vector, limit)
+        reply = await self._count(self._sizes.due(scope), *search)
+        if reply is not None and self._tag:
+            reply = await self._filled(reply)
+        return [] if reply is None else self._candidates(reply, scope)[:limit]
+
+    async def nearest_and_answer(
+        self, scope: str, vector: Vector, *, limit: int, asked: str, least_similarity: float
+    ) -> tuple[list[Candidate], Read | None]:
+        """Return what `nearest` does, and what `ExactStore.lookup_for` reads of the first.
+
+        That is left out where the first is less similar than *least_similarity*, and where Redis
+        does not search from a script. Costs what `nearest` does.
+        """
+        if not self._may_read_along:
+            return await self.nearest(scope, vector, limit=limit), None
+        _, *search = await self._search(scope, vector, limit)
+        about = (asked, self._keys.answer_prefix, 1 - least_similarity, scope)
+        ask = partial(self._count, self._sizes.due(scope))
+        try:
+            keys = (self._keys.epoch, self._keys.rejected)
+            reply = await _SEARCH.run(ask, keys, (*about, *search))
+        except StoreUnavailable as error:
+            if not isinstance(error.__cause__, ResponseError):
+                raise
+            found = await self.nearest(scope, vector, limit=limit)
+            # It is the script that this Redis refuses.
+            self._may_read_along = False
+            return found, None
+        if reply is None:
+            return [], None
+        if not isinstance(reply, list) or len(reply) not in (1, 2 + READ):
+            raise StoreUnavailable("a search was answered with something else")
+        found = self._candidates(reply[0], scope)[:limit]
+        return found, None if len(reply) == 1 else Read(text(reply[1]), reply[2:])
+
+    async def _search(self, scope: str, vector: Vector, limit: int) -> Command:
+        """Return the search for what is near, by the plan of the scope."""
         unknown = self._sizes.unknown(scope)
         if unknown:
             await self._count(unknown)
         query = _EXACT if self._sizes.is_small(scope) else _GRAPH
-        search = (
+        return (
             *("FT.SEARCH", self.index),
             query.format(scope=scope, limit=limit, ef=max(self._sizes.ef_runtime, limit)),
             *("PARAMS", 2, "v", salted_blob(vector, scope)),
             *self._returning(),
             *("SORTBY", "distance", "LIMIT", 0, limit, "DIALECT", 2),
         )
-        reply = await self._count(self._sizes.due(scope), search)
-        if reply is not None and self._tag:
-            reply = await self._filled(reply)
-        return [] if reply is None else self._candidates(reply, scope)[:limit]
 
     def _returning(self) -> Command:
         # On a node of a cluster a search finds no fields: the server looks for every hash in the
@@ -179,7 +251,9 @@ class VectorStore:
             StoreUnavailable: Redis did not answer.
         """
         key, fields = entry
-        is_there = await _LEAD.run(self._connection, [self._keys.answer(digest), key], fields)
+        is_there = await _LEAD.run(
+            self._connection.execute, [self._keys.answer(digest), key], fields
+        )
         return bool(is_there)
 
     async def forget(self, entry_keys: Iterable[str]) -> None:
@@ -231,13 +305,15 @@ class VectorStore:
             signature=kept.signature,
         )
 
-    async def _count(self, questions: Sequence[str | None], *search: Command) -> Any | None:
+    async def _count(self, questions: Sequence[str | None], *search: Any) -> Any | None:
         """Learn what *questions* ask; return the answer of a *search* beside it."""
-        asked = [self._sizes.command(question, self.index) for question in questions]
-        answers = await self._ask(*search, *asked)
+        commands = [search] if search else []
+        commands += [self._sizes.command(question, self.index) for question in questions]
+        answers = await self._ask(*commands)
         if answers is None:
             return None
-        for question, reply in zip(questions, answers[len(search) :], strict=True):
+        replies = answers[len(answers) - len(questions) :]
+        for question, reply in zip(questions, replies, strict=True):
             self._sizes.learn(question, reply)
         return answers[0] if search else None
 

@@ -88,3 +88,19 @@ async def test_ttl_out_of_its_range_is_refused_before_anything_is_written(cache,
 async def test_tags_must_be_a_list_of_names(cache, tags):
     with pytest.raises(InvalidRequest, match="tag"):
         await cache.chat(QUESTION, tags=tags)
+
+
+@pytest.mark.one_server("a cluster is asked for answer and epoch apart")
+async def test_semantic_look_up_brings_its_answer_in_one_round_trip(cache, embedder, redis):
+    embedder.similar(QUESTION, REPHRASED, 0.95)
+    await cache.store_semantic(QUESTION, "Paris.")
+    # The sizes of index and scope are asked for once, and the script sent.
+    await cache.lookup_semantic(REPHRASED)
+    await redis.config_resetstat()
+
+    assert (await cache.lookup_semantic(REPHRASED)).text == "Paris."
+
+    ran = await redis.info("commandstats")
+    counted = {name: stat["calls"] for name, stat in ran.items() if "config" not in name}
+    within = {"cmdstat_FT.SEARCH": 1, "cmdstat_get": 2, "cmdstat_pttl": 1, "cmdstat_zscore": 1}
+    assert counted == {"cmdstat_evalsha": 1, **within}

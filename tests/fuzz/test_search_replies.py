@@ -7,11 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from llm_cache._core.codec import encode_entry
 from llm_cache._core.encryption import Cipher
 from llm_cache._core.hit_policy import ThresholdPolicy, decide
 from llm_cache._core.kept import Kept
 from llm_cache._core.keys import Keys
+from llm_cache._core.policy import Purges
+from llm_cache._core.types import Entry
 from llm_cache._redis.connection import Connection
+from llm_cache._redis.epoch import Epochs
+from llm_cache._redis.exact import ExactStore
+from llm_cache._redis.sliding import Sliding
 from llm_cache._redis.vectors import VectorStore
 from llm_cache.errors import StoreError
 from tests.fuzz.mutation import JUNK, broken
@@ -81,7 +87,9 @@ class Answering:
         self.answer, self.counted = answer, counted
 
     async def execute_all(self, *commands: Any) -> list[Any]:
-        return [self.answer if c[0] == "FT.SEARCH" else self.counted for c in commands]
+        return [
+            self.answer if c[0] in ("FT.SEARCH", "EVALSHA") else self.counted for c in commands
+        ]
 
     async def execute(self, *_: Any) -> Any:
         return b"OK"
@@ -110,6 +118,35 @@ async def test_broken_reply_yields_entries_of_the_scope_or_an_error_of_ours(prot
         assert all(isfinite(c.similarity) and c.similarity <= 1.01 for c in candidates), seed
         assert len(candidates) <= 4, seed
         decide(PROMPT, candidates, policy)
+
+
+@pytest.mark.parametrize("count", SIZES)
+async def test_broken_reply_with_an_answer_beside_it_yields_no_other_answer(count):
+    vector, intact = np.full(4, 0.5, dtype=np.float32), reply_of(2, None)
+    nowhere = Connection("redis://nowhere", max_connections=1, timeout_s=1)
+    exact = ExactStore(nowhere, KEYS, Epochs(nowhere, KEYS), Sliding(nowhere, KEYS, spaces=list))
+    stamp = "0" * 32
+    exact.epochs._purges, exact.epochs._epoch = Purges(stamp, stamp), stamp.encode()
+    for seed in range(count):
+        draw = random.Random(seed)
+        digest = draw.choice(sorted(MINE))
+        entry = Entry(answer="mine", created_s=1.0, stamp=stamp, model="m")
+        beside = [digest.encode(), encode_entry(entry, digest), stamp.encode(), 1_000, None]
+        vectors = store(None)
+        answer = broken(draw, [damaged(draw, intact) if draw.random() < 0.5 else intact, *beside])
+        vectors.line = Answering(answer, [1, [], []])  # type: ignore[assignment]
+        try:
+            candidates, read = await vectors.nearest_and_answer(
+                SCOPE, vector, limit=4, asked="asked", least_similarity=0.5
+            )
+            assert {c.digest for c in candidates} <= MINE, seed
+            if read is None:
+                continue
+            found, left_ms = await exact.judged(read.values, read.digest, PROMPT)
+        except StoreError:
+            continue
+        assert found.entry is None or found.entry.answer == "mine", seed
+        assert type(left_ms) is int, seed
 
 
 @pytest.mark.parametrize("protocol", [2, 3])

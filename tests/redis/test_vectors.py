@@ -7,9 +7,11 @@ import pytest
 
 from llm_cache._core.kept import Kept
 from llm_cache._core.keys import Keys
-from llm_cache._core.vectors import check_vectors
+from llm_cache._core.vectors import check_vectors, salted_blob
 from llm_cache._redis import sizes
+from llm_cache._redis import vectors as module
 from llm_cache._redis.connection import Connection
+from llm_cache._redis.lease import Script
 from llm_cache._redis.vectors import VectorStore
 from llm_cache.errors import StoreUnavailable
 from llm_cache.testing import FakeClock
@@ -320,3 +322,106 @@ async def test_other_trouble_of_a_search_is_raised(connection, store, monkeypatc
     monkeypatch.setattr(store.line, "execute_all", refuse)
     with pytest.raises(StoreUnavailable, match="OOM"):
         await store.nearest("s", unit(1)[0], limit=4)
+
+
+# ---------------------------------------------------------------------------- the answer beside it
+
+ASKED = "asked".ljust(32, "x")
+
+
+async def found_with(store, vector: np.ndarray, *, scope: str = "a", least: float = 0.9):
+    return await store.nearest_and_answer(
+        scope, vector, limit=4, asked=ASKED, least_similarity=least
+    )
+
+
+@pytest.fixture
+async def answered(connection, store, redis, namespace):
+    """Entries of two scopes, and the answers that they lead to."""
+    keys, rows = Keys(namespace), unit(3, 4)
+    for scope in ("a", "b"):
+        await fill(connection, store, scope, rows)
+        for i in range(len(rows)):
+            await redis.set(keys.answer(f"{scope}{i}".ljust(32, "x")), f"{scope}{i}", px=50_000)
+    await redis.set(keys.epoch, "now")
+    return rows
+
+
+async def test_answer_of_the_nearest_comes_with_the_search(
+    store, answered, sent, redis, namespace
+):
+    digest = "a2".ljust(32, "x")
+    await redis.zadd(Keys(namespace).rejected, {f"{ASKED}:{digest}": 7})
+    await found_with(store, answered[2])
+    sent.clear()
+    candidates, read = await found_with(store, answered[2])
+
+    assert len(sent) == 1
+    assert candidates == await store.nearest("a", answered[2], limit=4)
+    assert read.digest == candidates[0].digest == digest
+    blob, epoch, left_ms, rejected = read.values
+    assert (blob, epoch, float(rejected)) == (b"a2", b"now", 7)
+    assert 0 < left_ms <= 50_000
+
+
+async def test_answer_of_what_is_not_near_stays_where_it_is(store, answered):
+    candidates, read = await found_with(store, unit(99)[0])
+    assert len(candidates) == 4
+    assert read is None
+
+
+async def test_search_that_finds_nothing_reads_nothing(store, answered):
+    assert await found_with(store, answered[0], scope="nobody") == ([], None)
+
+
+async def test_answer_of_another_scope_is_not_read(store, answered, monkeypatch):
+    """A search through the graph may find what is next to nothing of its own scope."""
+    monkeypatch.setattr(module, "_EXACT", "@scope:{{b}}=>[KNN {limit} @vector $v AS distance]")
+    monkeypatch.setattr(module, "salted_blob", lambda vector, _: salted_blob(vector, "b"))
+    assert await found_with(store, answered[0]) == ([], None)
+
+
+async def test_answer_that_is_gone_is_read_as_gone(store, answered, redis, namespace):
+    await redis.delete(Keys(namespace).answer("a1".ljust(32, "x")))
+    _, read = await found_with(store, answered[1])
+    assert read.values == [None, b"now", -2, None]
+
+
+async def test_script_that_redis_does_not_know_any_more_is_sent_again(store, answered, redis):
+    await found_with(store, answered[1])
+    await redis.script_flush()
+    _, read = await found_with(store, answered[1])
+    assert read.values[0] == b"a1"
+
+
+async def test_redis_that_does_not_search_from_a_script_is_asked_twice(
+    store, answered, sent, monkeypatch
+):
+    """So does one that spreads a search over several servers."""
+    refused = Script("return redis.error_reply('Cannot perform `FT.SEARCH`: Cannot block')")
+    monkeypatch.setattr(module, "_SEARCH", refused)
+    for _ in range(2):
+        sent.clear()
+        candidates, read = await found_with(store, answered[1])
+        assert candidates[0].digest == "a1".ljust(32, "x")
+        assert read is None
+    assert [commands[0][0] for commands in sent] == ["FT.SEARCH"]
+
+
+async def test_index_that_was_lost_is_made_anew_from_a_script_too(store, answered, redis):
+    await redis.execute_command("FT.DROPINDEX", store.index)
+    assert await found_with(store, answered[0]) == ([], None)
+    assert store.index.encode() in await redis.execute_command("FT._LIST")
+
+
+@pytest.mark.parametrize("reply", [b"x", [], [[0], b"digest"], {}, 7])
+async def test_what_is_no_reply_to_the_script_is_an_error_of_ours(
+    store, answered, monkeypatch, reply
+):
+    async def answer(*_: object) -> list[object]:
+        return [reply]
+
+    await found_with(store, answered[0])
+    monkeypatch.setattr(store.line, "execute_all", answer)
+    with pytest.raises(StoreUnavailable, match="something else"):
+        await found_with(store, answered[0])
