@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from types import TracebackType
 from typing import Self
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 _BEAT_S = 0.004
 """From one look at the clock to the next, as long as anybody asks for the time."""
@@ -30,43 +30,46 @@ is idle: one in which a reply is read, one in which its reader runs, and one to 
 class _Clock:
     """Tells the time of one event loop, without what the loop was late by."""
 
-    __slots__ = ("_beats_left", "_due_s", "_lost_s", "lag_s")
+    __slots__ = ("_beats_left", "_is_beating", "_late_from_s", "_lost_s", "lag_s")
 
     def __init__(self) -> None:
         self.lag_s = 0.0
         """How late the last look was."""
         self._lost_s = 0.0
-        self._due_s: float | None = None
+        self._is_beating = False
+        self._late_from_s = 0.0
+        """When the next look will be so late that it is not charged any more."""
         self._beats_left = 0
 
     def now_s(self, loop: asyncio.AbstractEventLoop) -> float:
         now_s = loop.time()
         self._beats_left = _BEATS_ON
-        if self._due_s is None:
+        if not self._is_beating:
             self._beat_at(now_s + _BEAT_S, loop)
-        return now_s - self._lost_s - self._lateness_s(now_s)
-
-    def _lateness_s(self, now_s: float) -> float:
-        """Return what of the time since the last look is not charged."""
-        assert self._due_s is not None  # noqa: S101 - it beats
-        return max(0.0, now_s - self._due_s - (_MOST_S - _BEAT_S))
+        if now_s < self._late_from_s:
+            return now_s - self._lost_s
+        # The next look is late, and time has stood still since.
+        return self._late_from_s - self._lost_s
 
     def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
         now_s = loop.time()
-        self.lag_s = self._lateness_s(now_s)
+        self.lag_s = max(0.0, now_s - self._late_from_s)
         self._lost_s += self.lag_s
         self._beats_left -= 1
         if self._beats_left > 0:
             self._beat_at(now_s + _BEAT_S, loop)
         else:
-            self._due_s, self.lag_s = None, 0.0
+            self._is_beating, self.lag_s = False, 0.0
 
     def _beat_at(self, due_s: float, loop: asyncio.AbstractEventLoop) -> None:
-        self._due_s = due_s
+        self._is_beating = True
+        self._late_from_s = due_s + _MOST_S - _BEAT_S
         loop.call_at(due_s, self._beat, loop)
 
 
 _clocks: WeakKeyDictionary[asyncio.AbstractEventLoop, _Clock] = WeakKeyDictionary()
+_last: tuple[ref[asyncio.AbstractEventLoop] | None, _Clock] = (None, _Clock())
+"""The clock that was asked last: most programs have one loop, and every call asks."""
 
 
 def now_s() -> float:
@@ -75,10 +78,19 @@ def now_s() -> float:
     Only the difference of two times means anything. It is at most what has really passed.
     """
     loop = asyncio.get_running_loop()
+    last, clock = _last
+    if last is None or last() is not loop:
+        clock = _found(loop)
+    return clock.now_s(loop)
+
+
+def _found(loop: asyncio.AbstractEventLoop) -> _Clock:
+    global _last  # noqa: PLW0603 - replaced as a whole, so that threads may race for it
     clock = _clocks.get(loop)
     if clock is None:
         clock = _clocks[loop] = _Clock()
-    return clock.now_s(loop)
+    _last = ref(loop), clock
+    return clock
 
 
 def lag_s() -> float:
