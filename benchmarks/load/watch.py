@@ -83,17 +83,22 @@ async def watching(redis_url: str, pids: Sequence[int]) -> AsyncIterator[Watch]:
     started_s = clock()
     client = redis_py.Redis.from_url(redis_url)
 
-    async def again_and_again() -> None:
-        while True:
-            await asyncio.sleep(_EVERY_S)
-            await watch.look(clock() - started_s, client)
+    is_over = asyncio.Event()
 
-    await watch.look(0.0, client)
+    async def again_and_again() -> None:
+        while not is_over.is_set():
+            await watch.look(clock() - started_s, client)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_EVERY_S):
+                    await is_over.wait()
+
     task = asyncio.create_task(again_and_again())
     try:
         yield watch
     finally:
-        task.cancel()
+        # Asked to end, not cancelled: redis-py waits with `asyncio.wait_for`, and that of Python
+        # 3.11 may swallow a cancellation, for which this would wait for ever.
+        is_over.set()
         await asyncio.gather(task, return_exceptions=True)
         await watch.look(clock() - started_s, client)
         await client.aclose()
