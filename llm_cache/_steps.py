@@ -154,7 +154,8 @@ class Steps:
         turn = Turn(found.epoch, self._leases)
         if found.corrupt is not None:
             turn.reason, turn.is_told = "corrupt", True
-        turn.may_promote = found.entry is None
+        # What came damaged may be whole in Redis: only the model's answer takes its place.
+        turn.may_promote = found.entry is None and found.corrupt is None
         turn.replaces = found.was_taken
         return turn
 

@@ -116,6 +116,9 @@ class Storing:
         if hit.left_ms <= 0:
             return Refusal.SOURCE_GONE
         origin = hit.candidate.digest
+        if origin == call.digest:
+            # It has been stored since this call looked, and is no copy of itself.
+            return None
         try:
             alias = hit.entry.open().as_alias(origin, hit.candidate.similarity)
             blob = self._encoded(alias, call)

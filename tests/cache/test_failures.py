@@ -5,11 +5,13 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
 from llm_cache import CacheConfig, CallableEmbedder, LLMCache
 from llm_cache._redis.embedded import EmbeddedRedis, find_server
+from llm_cache._redis.exact import Lookup
 from llm_cache.errors import (
     EmbedderError,
     InvalidEmbedding,
@@ -246,3 +248,38 @@ async def test_default_embedder_without_a_key_names_the_local_one(
     async with LLMCache(redis_url, config=config) as cache:
         with pytest.raises(ValueError, match="LocalEmbedder"):
             await cache.chat(QUESTION)
+
+
+async def test_answer_that_came_damaged_is_not_lost(cache, redis, monkeypatch):
+    """Its own entry leads to it; an alias of itself in its place would be nobody's answer."""
+    key = (await cache.chat(QUESTION)).key
+    stored = await redis.get(key)
+    read = cache._exact._reads.get
+
+    async def damaged(name: str) -> Any:
+        value, companion = await read(name)
+        return value and value[:-1] + b"?", companion
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache._exact._reads, "get", damaged)
+        reply = await cache.chat(QUESTION)
+    assert reply.status == "semantic"
+    assert await redis.get(key) == stored
+    assert (await cache.chat(QUESTION)).status == "exact"
+
+
+async def test_answer_that_was_stored_since_the_look_up_is_no_copy_of_itself(
+    cache, redis, monkeypatch
+):
+    key = (await cache.chat(QUESTION)).key
+    stored, ttl_ms = await redis.get(key), await redis.pttl(key)
+    lookup = cache._exact.lookup
+    misses = [Lookup(None, (await lookup("nothing")).epoch, was_taken=True) for _ in range(2)]
+
+    async def late(*args: Any, **options: Any) -> Any:
+        return misses.pop() if misses else await lookup(*args, **options)
+
+    monkeypatch.setattr(cache._exact, "lookup", late)
+    assert (await cache.chat(QUESTION)).status == "semantic"
+    assert await redis.get(key) == stored
+    assert ttl_ms - 10_000 < await redis.pttl(key) <= ttl_ms
