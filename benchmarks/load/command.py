@@ -53,7 +53,9 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--upstream-p99-ms", type=float, help="its 99th percentile: lognormal")
     parser.add_argument("--answer-chars", type=int, default=500, help="length of its answers")
     parser.add_argument("--cold", action="store_true", help="begin with an empty cache")
-    parser.add_argument("--ttl-s", type=positive, help="lifetime of answers")
+    parser.add_argument(
+        "--ttl-s", type=positive, help="longest lifetime of answers; the shortest is half of it"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -30,6 +30,10 @@ from llm_cache.events import DependencyFailed, Event
 
 Json = dict[str, Any]
 _WARMING = 16
+_JITTER = 0.5
+"""Of a lifetime that is set, the largest share that an answer loses. What was stored at the same
+moment would expire at the same moment, again and again: such a system is never at rest, and
+whether its memory grows cannot be told."""
 
 
 if hasattr(selectors, "EpollSelector"):
@@ -106,7 +110,7 @@ class Worker:
             self._embedder = MeteredEmbedder(await make_embedder(setup.embedder))
         config = CacheConfig(namespace=namespace)
         if setup.ttl_s is not None:
-            config = CacheConfig(namespace=namespace, ttl_s=setup.ttl_s)
+            config = CacheConfig(namespace=namespace, ttl_s=setup.ttl_s, ttl_jitter=_JITTER)
         self._client = _client(setup.base_url)
         self._cache = LLMCache(
             setup.redis_url,
