@@ -5,6 +5,7 @@ import itertools
 import os
 import signal
 from argparse import Namespace
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from benchmarks.load.fleet import Fleet, Step
 from benchmarks.load.population import MODEL, Mix, Population, crossings
 from benchmarks.load.soak_command import growth
 from benchmarks.load.sweep import Limit, find_knee
+from benchmarks.load.watch import Watch, watching
 from benchmarks.quality.replay import Policy, Replayer
 from benchmarks.session import UpstreamProcess, forget
 from benchmarks.workloads import Ask, Workload
@@ -344,3 +346,13 @@ def _client(upstream: UpstreamProcess) -> Any:
     import openai
 
     return openai.AsyncOpenAI(base_url=upstream.base_url, api_key="test", max_retries=0)
+
+
+async def test_the_watch_ends_although_a_cancellation_would_be_lost(redis_url, monkeypatch):
+    async def look(*_: Any) -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0.05)
+
+    monkeypatch.setattr(Watch, "look", look)
+    async with asyncio.timeout(10), watching(redis_url, []):
+        await asyncio.sleep(0.02)
