@@ -15,13 +15,13 @@ from redis import asyncio as redis_py
 
 from benchmarks.errors import BadInput
 from benchmarks.histograms import Latencies
+from benchmarks.load import watch
 from benchmarks.load.arrivals import KINDS, arrivals
 from benchmarks.load.command import _mix
 from benchmarks.load.fleet import Fleet, Step
 from benchmarks.load.population import MODEL, Mix, Population, crossings
 from benchmarks.load.soak_command import growth
 from benchmarks.load.sweep import Limit, find_knee
-from benchmarks.load.watch import Watch, watching
 from benchmarks.quality.replay import Policy, Replayer
 from benchmarks.session import UpstreamProcess, forget
 from benchmarks.workloads import Ask, Workload
@@ -349,10 +349,15 @@ def _client(upstream: UpstreamProcess) -> Any:
 
 
 async def test_the_watch_ends_although_a_cancellation_would_be_lost(redis_url, monkeypatch):
+    looking = asyncio.Event()
+
     async def look(*_: Any) -> None:
+        looking.set()
         with suppress(asyncio.CancelledError):
             await asyncio.sleep(0.05)
 
-    monkeypatch.setattr(Watch, "look", look)
-    async with asyncio.timeout(10), watching(redis_url, []):
-        await asyncio.sleep(0.02)
+    monkeypatch.setattr(watch, "_EVERY_S", 0.01)
+    monkeypatch.setattr(watch.Watch, "look", look)
+    async with asyncio.timeout(10), watch.watching(redis_url, []):
+        looking.clear()
+        await looking.wait()
