@@ -126,7 +126,8 @@ class CacheConfig:
     """Most seconds the cache may add to a call, all its steps together: look-ups, embedding,
     search, waiting for a connection; then the model is asked without it. What is left of it the
     caller waits for the store. Waiting for another caller's answer to the same request does not
-    count, nor does a verifier, which has `verify_timeout_s`, nor what the event loop is late by."""
+    count, nor does a verifier, which has `verify_timeout_s`, nor what the event loop is late by.
+    """
     fail_closed: bool = False
     """Whether a call raises where Redis or the embedder fails, instead of asking the model."""
     store_in_background: bool = False
