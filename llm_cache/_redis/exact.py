@@ -104,10 +104,7 @@ class ExactStore:
         """
         blob, epoch = await self._reads.get(self._keys.answer(digest))
         purges = self.epochs.known(epoch) or await self._purges(epoch, since_s)
-        found = _judge(blob, purges, digest, prompt, self._cipher)
-        if found.corrupt is not None:
-            self._reads.doubt()
-        return found
+        return _judge(blob, purges, digest, prompt, self._cipher)
 
     async def _purges(self, epoch: bytes | None, since_s: float | None) -> Purges:
         left_s = self._timeout_s
