@@ -104,7 +104,10 @@ class ExactStore:
         """
         blob, epoch = await self._reads.get(self._keys.answer(digest))
         purges = self.epochs.known(epoch) or await self._purges(epoch, since_s)
-        return _judge(blob, purges, digest, prompt, self._cipher)
+        found = _judge(blob, purges, digest, prompt, self._cipher)
+        if found.corrupt is not None:
+            self._reads.doubt()
+        return found
 
     async def _purges(self, epoch: bytes | None, since_s: float | None) -> Purges:
         left_s = self._timeout_s

@@ -6,6 +6,10 @@ on their way, so that the server never waits for the next, and no more: a server
 that has arrived on one connection before it looks at another, and whoever asks there would wait.
 
 Only for commands that may be carried out twice: a lost connection is no reason to fail, once.
+
+Behind the commands of each turn goes a `PING` with its name. One byte of a reply that was damaged
+on its way may make it longer or shorter than it was, and from then on everybody would be given the
+replies to what others had asked. Where a name is not what it should be, the connection is lost.
 """
 
 from __future__ import annotations
@@ -14,6 +18,8 @@ import asyncio
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
+from secrets import token_bytes
 from typing import TYPE_CHECKING, Any
 
 from hiredis import pack_command
@@ -44,6 +50,7 @@ class _Turn:
     """What one caller has sent together, and who waits for it."""
 
     commands: Sequence[Command]
+    name: bytes
     future: asyncio.Future[list[Any]]
     was_lost: bool = False
     """Whether a connection was lost with it once."""
@@ -81,6 +88,10 @@ class Line:
         self._sent: deque[_Turn] = deque()
         self._link = Link(connection, lane)
         self._serving: asyncio.Task[None] | None = None
+        # What else a reply may hold is no such name.
+        self._names = (
+            b"%b %d" % (name, number) for name in [token_bytes(8)] for number in count()
+        )
         self._is_busy = False
         self._is_closed = False
 
@@ -122,15 +133,15 @@ class Line:
         await self._link.aclose()
 
     async def _answered(self, commands: Sequence[Command]) -> list[Any]:
+        # Everybody waits for a future of his own, so that one who leaves takes nobody along.
+        turn = _Turn(commands, next(self._names), asyncio.get_running_loop().create_future())
         if self._is_busy:
-            # Everybody waits for a future of his own, so that one who leaves takes nobody along.
-            turn = _Turn(commands, asyncio.get_running_loop().create_future())
             self._waiting.append(turn)
             answers = await turn.future
         else:
             self._is_busy = True
             try:
-                answers = await self._exchange(commands)
+                answers = await self._exchange(turn)
             finally:
                 self._go_on()
         return answers
@@ -161,8 +172,8 @@ class Line:
         try:
             link = await self._link.connected()
             if batch:
-                await _send(link, [command for turn in batch for command in turn.commands])
-            answers = await _read(link, len(self._sent[0].commands))
+                await _send(link, batch)
+            answers = await _read(link, self._sent[0])
         except BaseException:
             # A reply may still be on its way; the next turn must not take it for its own.
             await self._link.hang_up()
@@ -190,19 +201,19 @@ class Line:
                 turn.was_lost = True
                 self._waiting.appendleft(turn)
 
-    async def _exchange(self, commands: Sequence[Command]) -> list[Any]:
+    async def _exchange(self, turn: _Turn) -> list[Any]:
         try:
-            return await self._once(commands)
+            return await self._once(turn)
         except RedisConnectionError:
             # The server may have closed an idle connection; one fresh try tells that from an
             # outage.
-            return await self._once(commands)
+            return await self._once(turn)
 
-    async def _once(self, commands: Sequence[Command]) -> list[Any]:
+    async def _once(self, turn: _Turn) -> list[Any]:
         try:
             link = await self._link.connected()
-            await _send(link, commands)
-            return await _read(link, len(commands))
+            await _send(link, [turn])
+            return await _read(link, turn)
         except BaseException:
             await self._link.hang_up()
             raise
@@ -258,20 +269,25 @@ def enough_on_their_way() -> int:
     return min(_MOST_WHEN_LATE, MOST_ON_THEIR_WAY + int(lag_s() / _TURN_S))
 
 
-async def _send(link: AbstractConnection, commands: Sequence[Command]) -> None:
+async def _send(link: AbstractConnection, turns: Sequence[_Turn]) -> None:
     # hiredis packs in an eighth of the time that the connection takes, which a search would feel.
+    commands = [command for turn in turns for command in (*turn.commands, ("PING", turn.name))]
     packed = b"".join([pack_command(command) for command in commands])
     # A health check would read the replies of others.
     await link.send_packed_command(packed, check_health=False)
 
 
-async def _read(link: AbstractConnection, count: int) -> list[Any]:
-    """Return the next *count* answers; what was refused is among them as its error."""
+async def _read(link: AbstractConnection, turn: _Turn) -> list[Any]:
+    """Return the answers to *turn*; what was refused is among them as its error."""
     answers = []
-    for _ in range(count):
+    for _ in range(len(turn.commands) + 1):
         try:
             answers.append(await link.read_response())
         except ResponseError as error:
             # The next reply has to be read all the same.
             answers.append(error)
+    last = answers.pop()
+    # A server that refuses even this refuses the others, too, and says why.
+    if last != turn.name and not isinstance(last, ResponseError):
+        raise RedisConnectionError("the replies belong to other commands")
     return answers

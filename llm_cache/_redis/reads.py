@@ -60,6 +60,7 @@ class CoalescedReads:
         self._is_busy = False
         self._is_answering = True
         """Whether Redis has answered the last time."""
+        self._is_doubtful = False
         self._drain: asyncio.Task[None] | None = None
 
     @property
@@ -109,6 +110,13 @@ class CoalescedReads:
             self._is_busy = True
             self._go_on()
         return future
+
+    def doubt(self) -> None:
+        """Have the next read make a new connection: a value belongs to another key, it seems.
+
+        One byte of a reply that was damaged on its way may have put all that follow out of step.
+        """
+        self._is_doubtful = True
 
     async def aclose(self) -> None:
         """Let go of the connection for good. Whoever still waits gets an error."""
@@ -180,6 +188,9 @@ class CoalescedReads:
 
     async def _exchange(self, keys: Sequence[str]) -> list[bytes | None]:
         try:
+            if self._is_doubtful:
+                self._is_doubtful = False
+                await self._link.hang_up()
             link = await self._link.connected()
             if self._companion is None:
                 values = await _get_each(link, keys)
@@ -231,6 +242,11 @@ class SplitReads:
         value, _ = await about_key
         companion, _ = await about_companion
         return await self._found(key, value), await self._found(self._companion, companion)
+
+    def doubt(self) -> None:
+        """Have the next reads make new connections, as `CoalescedReads.doubt` does."""
+        for reads in self._each.values():
+            reads.doubt()
 
     async def aclose(self) -> None:
         """Let go of the connections for good. Whoever still waits gets an error."""

@@ -284,6 +284,22 @@ async def test_exact_hit_costs_one_redis_command(cache, redis, embedder):
     assert embedder.calls == calls
 
 
+async def test_bytes_of_another_key_make_the_next_look_up_take_a_new_connection(
+    cache, redis, monkeypatch
+):
+    """As after a reply that was damaged on its way, so that all that follow are out of step."""
+    key, other = [(await cache.chat(text)).key for text in (QUESTION, "Who are you?")]
+    await redis.set(key, await redis.get(other), ex=60)
+    doubts = []
+    monkeypatch.setattr(cache._exact._reads, "doubt", lambda: doubts.append(1))
+
+    reply = await cache.chat(QUESTION)
+    assert (reply.status, reply.reason) == ("bypass", "corrupt")
+    assert doubts
+    assert (await cache.chat(QUESTION)).status == "exact"
+    assert len(doubts) <= 2
+
+
 @pytest.mark.one_server("a cluster is asked for answer and epoch apart")
 async def test_exact_hit_starts_no_task(cache):
     await cache.chat(QUESTION)

@@ -71,6 +71,22 @@ async def test_no_more_are_on_their_way_than_allowed(line, monkeypatch):
     assert max(sizes) == 4
 
 
+@pytest.mark.parametrize("callers", [1, 20])
+async def test_replies_that_got_out_of_step_reach_nobody(line, redis, monkeypatch, callers):
+    send, strays = module._send, [b"ECHO stray\r\n"]
+
+    async def one_more(link, turns):
+        if strays:
+            await link.send_packed_command(strays.pop(), check_health=False)
+        await send(link, turns)
+
+    monkeypatch.setattr(module, "_send", one_more)
+    for _ in range(2):
+        texts = [f"{i}".encode() for i in range(callers)]
+        assert await asyncio.gather(*(line.execute("ECHO", text) for text in texts)) == texts
+    assert not strays
+
+
 @pytest.mark.parametrize("company", [0, 3])
 async def test_refused_command_fails_its_own_caller_alone(line, company):
     refused = line.execute_all(("ECHO", "a"), ("NO.SUCH.COMMAND",), ("ECHO", "b"))

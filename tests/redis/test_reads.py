@@ -102,3 +102,16 @@ async def test_reads_go_on_after_one_that_was_closed_before_it_began(reads, monk
 
     monkeypatch.setattr(reads, "_exchange", exchange)
     assert await reads.get("third") == (None, None)
+
+
+async def test_read_after_a_doubtful_one_takes_a_new_connection(reads, redis, namespace):
+    async def ids() -> set[str]:
+        return {client["id"] for client in await redis.client_list()}
+
+    await reads.get(f"{namespace}:a")
+    first = await ids()
+    await reads.get(f"{namespace}:a")
+    assert await ids() == first
+    reads.doubt()
+    await reads.get(f"{namespace}:a")
+    assert len(await ids() - first) == 1
