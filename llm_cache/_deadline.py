@@ -115,7 +115,7 @@ class Deadline:
         self._limit_s = limit_s
         self._scope = asyncio.timeout(None)
         self._handle: asyncio.Handle | None = None
-        self._rounds = _ROUNDS
+        self._rounds = 0
         self._ends_s = float("inf")
 
     @property

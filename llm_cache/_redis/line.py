@@ -89,9 +89,8 @@ class Line:
         self._link = Link(connection, lane)
         self._serving: asyncio.Task[None] | None = None
         # What else a reply may hold is no such name.
-        self._names = (
-            b"%b %d" % (name, number) for name in [token_bytes(8)] for number in count()
-        )
+        ours = token_bytes(8)
+        self._names = (b"%b %d" % (ours, number) for number in count())
         self._is_busy = False
         self._is_closed = False
 

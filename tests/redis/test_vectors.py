@@ -409,6 +409,8 @@ async def test_redis_that_does_not_search_from_a_script_is_asked_twice(
 
 
 async def test_index_that_was_lost_is_made_anew_from_a_script_too(store, answered, redis):
+    # The sizes are known, so that it is the script that finds it gone.
+    await found_with(store, answered[0])
     await redis.execute_command("FT.DROPINDEX", store.index)
     assert await found_with(store, answered[0]) == ([], None)
     assert store.index.encode() in await redis.execute_command("FT._LIST")
