@@ -98,11 +98,13 @@ class SharedRun(Generic[_T]):
     @property
     def is_running(self) -> bool:
         """Whether a task is under way."""
-        return self._task is not None
+        return self._task is not None and not self._task.done()
 
     def begin(self) -> asyncio.Task[_T]:
         """Return the task that is under way, or a new one, without waiting for it."""
-        if self._task is None:
+        # For the rest of the turn of the loop in which it ends, a task is done and still known.
+        # What it has found is older than whoever comes then.
+        if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._produce(), name=self._name)
             self._task.add_done_callback(self._ended)
         return self._task
@@ -138,7 +140,8 @@ class SharedRun(Generic[_T]):
             await finish([self._task], wait_s=wait_s)
 
     def _ended(self, task: asyncio.Task[_T]) -> None:
-        self._task = None
+        if self._task is task:
+            self._task = None
         observe(task)
 
 

@@ -130,8 +130,8 @@ class Epochs:
         # A read that was under way already may be older than what this caller has seen.
         may_be_older = self._reading.is_running
         purges = await self._reading.join()
-        if may_be_older and self.known(seen) is None:
-            purges = await self._reading.join()
+        if may_be_older:
+            purges = self.known(seen) or await self._reading.join()
         return purges
 
     def known(self, seen: bytes | None) -> Purges | None:

@@ -101,6 +101,10 @@ async def test_semantic_look_up_brings_its_answer_in_one_round_trip(cache, embed
     assert (await cache.lookup_semantic(REPHRASED)).text == "Paris."
 
     ran = await redis.info("commandstats")
-    counted = {name: stat["calls"] for name, stat in ran.items() if "config" not in name}
+    # Sentinels ask for the last three, at any time.
+    others = ("config", "ping", "info", "publish")
+    counted = {
+        name: stat["calls"] for name, stat in ran.items() if not any(map(name.count, others))
+    }
     within = {"cmdstat_FT.SEARCH": 1, "cmdstat_get": 2, "cmdstat_pttl": 1, "cmdstat_zscore": 1}
-    assert counted == {"cmdstat_evalsha": 1, "cmdstat_ping": 1, **within}
+    assert counted == {"cmdstat_evalsha": 1, **within}

@@ -200,6 +200,27 @@ async def test_read_that_was_under_way_is_not_enough_for_a_newer_epoch(epochs, c
     assert (await late).epoch == new
 
 
+async def test_read_that_has_just_ended_is_not_enough_for_a_newer_epoch(epochs, monkeypatch):
+    old = await epochs.current(None)
+    new = await epochs.purge(["all"])
+    read = epochs._read
+    has_old = False
+
+    async def first_the_old_one() -> Any:
+        nonlocal has_old
+        if has_old:
+            return await read()
+        has_old = True
+        return old
+
+    monkeypatch.setattr(epochs, "_read", first_the_old_one)
+    reading = epochs._reading.begin()
+    await asyncio.sleep(0)
+    # Done, in this very turn of the loop, in which nobody has heard of it yet.
+    assert reading.done()
+    assert (await epochs.current(new.encode())).epoch == new
+
+
 async def test_table_that_went_back_has_forgotten_and_everything_older_is_dead(
     make_cache, redis, namespace
 ):
