@@ -245,8 +245,19 @@ class ShardedVectors:
         return new
 
     def _serves(self, lane: Lane, name: str) -> bool:
-        return self._connection.lane(name) is lane
+        try:
+            return self._connection.lane(name) is lane
+        except StoreUnavailable:
+            # Nobody has that slot just now.
+            return False
 
     def _tag(self, lane: Lane) -> str:
-        """Return the smallest number whose slot is served by *lane*."""
+        """Return the smallest number whose slot is served by *lane*.
+
+        Raises:
+            StoreUnavailable: it serves none.
+        """
+        if lane not in self._connection.lanes:
+            # Its replica may have taken over since it was looked up. No number would ever do.
+            raise StoreUnavailable(f"{lane.name} has no slots any more")
         return next(str(n) for n in count() if self._serves(lane, str(n)))

@@ -319,7 +319,10 @@ class Cluster(Topology):
             server.command("CLUSTER", "SETSLOT", slot, "NODE", name)
 
     def wait_until_whole(self, *, slots: int = _SLOTS) -> None:
-        """Return when all servers that run agree that all slots are served."""
+        """Return when all servers that run agree that all slots are served, and will be.
+
+        A primary that one of them still takes for lost may lose its slots yet.
+        """
         running = [
             server for server in self.servers if server.process and server.process.poll() is None
         ]
@@ -331,7 +334,9 @@ class Cluster(Topology):
                 covered == slots
                 and all(found == maps[0] for found in maps)
                 and all(
-                    b"cluster_state:ok" in _raw(server, "CLUSTER", "INFO") for server in running
+                    b"cluster_state:ok" in _raw(server, "CLUSTER", "INFO")
+                    and b"fail" not in _raw(server, "CLUSTER", "NODES")
+                    for server in running
                 )
             )
 

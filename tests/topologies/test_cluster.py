@@ -3,14 +3,17 @@
 import asyncio
 import itertools
 from collections.abc import Iterator
+from contextlib import aclosing
 
 import pytest
 from redis.crc import key_slot
 
+from llm_cache._core.keys import Keys
 from llm_cache._redis.connection import Connection
 from llm_cache._redis.reads import SplitReads
+from llm_cache._redis.shards import ShardedVectors
 from llm_cache.errors import StoreTimeout, StoreUnavailable
-from llm_cache.events import DependencyFailed
+from llm_cache.events import DependencyFailed, Event
 from tests.topologies.servers import Cluster, Server
 
 QUESTION = "What is the capital of France?"
@@ -114,7 +117,8 @@ async def test_answer_whose_slot_moves_is_hit_again_at_once(cache, cluster, upst
 
 
 async def test_rephrased_question_is_found_on_whichever_primary_it_is(cache, cluster, embedder):
-    questions = [f"question {i}" for i in range(12)]
+    # So many that hardly ever one of three primaries has none of them.
+    questions = [f"question {i}" for i in range(40)]
     for question in questions:
         embedder.similar(question, f"{question}, rephrased", 0.97)
     first = await asyncio.gather(*(cache.chat(question) for question in questions))
@@ -202,6 +206,36 @@ async def test_search_goes_on_without_a_primary_and_tells_so_once(
 
     told = [event for event in events.events if isinstance(event, DependencyFailed)]
     assert [event.operation for event in told] == ["lookup_semantic"]
+
+
+async def test_primary_that_has_lost_its_slots_meanwhile_is_left_out(
+    connection, namespace, monkeypatch
+):
+    """Whoever was asked first for the slots may not have heard yet that a replica took over."""
+    told: list[Event] = []
+    before = connection.lanes
+    vectors = ShardedVectors(
+        connection, Keys(namespace), space="s" * 26, dimensions=8, tell=told.append
+    )
+    monkeypatch.setattr(vectors, "_lanes", lambda: before)
+    lost = connection.lane("0")
+    learned = connection._cluster
+    monkeypatch.setattr(learned, "suspect", lambda: None)
+    learned._slots = {at: lane for at, lane in learned._slots.items() if lane is not lost}
+    learned._lanes = tuple(lane for lane in before if lane is not lost)
+
+    async with aclosing(vectors):
+        await vectors.ensure_index()
+
+        # Others have them now, all of them: no number leads to this one.
+        learned._slots = dict.fromkeys(range(16_384), learned._lanes[0])
+        with pytest.raises(StoreUnavailable, match="no slots"):
+            await vectors._part(lost)
+
+    (failed,) = told
+    assert isinstance(failed, DependencyFailed)
+    assert str(failed.error) == f"{lost.name} has no slots any more"
+    assert set(vectors._parts) == {*before} - {lost}
 
 
 async def scopes(cluster: Cluster, namespace: str) -> set[str]:
