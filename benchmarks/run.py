@@ -89,12 +89,12 @@ async def _load(arguments: argparse.Namespace, session: Session, results: Result
 
 
 async def _soak(arguments: argparse.Namespace, session: Session, results: Results) -> None:
-    knee = results.section("load").get("sweep", {}).get("knee_per_s")
+    # The knee of the load is none of this one: there, nothing expires.
     changed = _with(
         arguments,
         embedder="instant",
         ttl_s=60.0,
-        rate=None if knee is None else 0.7 * knee,
+        rate=None,
         minutes=arguments.soak_minutes,
         warm_up_minutes=None,
     )

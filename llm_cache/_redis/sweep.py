@@ -151,11 +151,14 @@ class Sweeper:
 
     async def _sweep(self) -> None:
         try:
-            while self._is_wanted:
-                self._is_wanted = False
-                await self._walk()
+            while True:
+                if self._is_wanted:
+                    self._is_wanted = False
+                    await self._walk()
                 await self._prune()
-            await self._prune()
+                # Nothing is waited for after this look: what is wanted later starts anew.
+                if not self._is_wanted:
+                    return
         except StoreError as error:
             self._failed(error)
 
@@ -169,22 +172,28 @@ class Sweeper:
         epoch = (await self._epochs.current(None)).epoch
         # Whoever walks shows since when: what was invalidated before is taken along.
         name = f"{epoch}:{secrets.token_hex(8)}"
-        while True:
-            turn = ("SET", self._keys.sweep, name, "NX", "GET", "PX", _ms(_TURN_S))
-            holder: Any = await self._connection.execute(*turn)
-            if holder is None:
-                break
-            if text(holder)[:_EPOCH_CHARS] >= epoch:
-                return
-            left_ms = await self._connection.execute("PTTL", self._keys.sweep)
-            await asyncio.sleep(max(1, left_ms) / 1000)
         rest_s = 0.0
         try:
+            if not await self._take_turn(name, epoch):
+                return
             async for _ in self._removals():
                 await self._hold(name, _TURN_S)
             rest_s = self._rest_s
         finally:
+            # Whoever is stopped while he takes the turn does not know whether he has it.
             await self._hold(name, rest_s)
+
+    async def _take_turn(self, name: str, epoch: str) -> bool:
+        """Wait until nobody walks; return whether there is anything left to walk for."""
+        while True:
+            turn = ("SET", self._keys.sweep, name, "NX", "GET", "PX", _ms(_TURN_S))
+            holder: Any = await self._connection.execute(*turn)
+            if holder is None:
+                return True
+            if text(holder)[:_EPOCH_CHARS] >= epoch:
+                return False
+            left_ms = await self._connection.execute("PTTL", self._keys.sweep)
+            await asyncio.sleep(max(1, left_ms) / 1000)
 
     async def _hold(self, name: str, for_s: float) -> None:
         await _HOLD.run(self._connection.execute, [self._keys.sweep], [name, _ms(for_s)])

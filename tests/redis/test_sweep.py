@@ -156,6 +156,28 @@ async def test_start_during_a_walk_walks_again(make_sweeper, put, epochs, redis,
     assert not await redis.exists(keys.answer(digest(1)))
 
 
+async def test_walk_that_is_wanted_while_old_lines_leave_the_table_is_made(
+    make_sweeper, put, redis, keys, monkeypatch
+):
+    await put(digest(1))
+    sweeper = make_sweeper()
+    prune, is_pruning, go_on = sweeper._epochs.prune, asyncio.Event(), asyncio.Event()
+
+    async def late() -> Any:
+        is_pruning.set()
+        await go_on.wait()
+        return await prune()
+
+    monkeypatch.setattr(sweeper._epochs, "prune", late)
+    sweeper.start(walk=False)
+    await is_pruning.wait()
+    await sweeper._epochs.purge([target(Kind.ALL)])
+    sweeper.start()
+    go_on.set()
+    await sweeper.settle()
+    assert not await redis.exists(keys.answer(digest(1)))
+
+
 async def test_outage_is_told_and_the_next_walk_tries_again(connection, keys, epochs):
     told: list[StoreError] = []
     sweeper = Sweeper(connection, keys, epochs, spaces=none, failed=told.append, rest_s=0)
