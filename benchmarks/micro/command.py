@@ -18,6 +18,7 @@ from benchmarks.micro import (
     imports,
     lag,
     line,
+    loops,
     memory,
     peers,
     plans,
@@ -56,7 +57,7 @@ REGISTRY: dict[str, Micro] = {
             stream,
             lag,
         ),
-        *(line, peers, plans, variants, salting, growth),
+        *(line, loops, peers, plans, variants, salting, growth),
     )
 }
 

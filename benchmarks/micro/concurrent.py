@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -40,6 +40,11 @@ Read = Callable[[int], Awaitable[None]]
 
 async def run(settings: Settings) -> list[Row]:
     """Measure 100, 1,000 and 10,000 callers, and one."""
+    return await measure(settings, (100, 1_000, 10_000))
+
+
+async def measure(settings: Settings, crowds: Sequence[int]) -> list[Row]:
+    """Measure as many callers as each of *crowds* says, and one."""
     config = CacheConfig(
         namespace=f"bench.concurrent.{time.time_ns()}",
         semantic=False,
@@ -62,7 +67,7 @@ async def run(settings: Settings) -> list[Row]:
         try:
             ways = await _ways(cache, bare, prompts, answers, keys)
             rows: list[Row] = []
-            for callers in (100, 1_000, 10_000):
+            for callers in crowds:
                 rows += await _together(cache, ways, callers, settings)
             return [*rows, await _alone(cache, keys)]
         finally:

@@ -441,7 +441,9 @@ def _soak(page: Page, section: Json) -> None:
         "## Hours of it",
         f"{section['minutes']:g} minutes at {number(section['rate_per_s'])} requests/s{share},"
         f" after {seconds(section['warm_up_s'])} of warming up. Answers live for"
-        f" {seconds(section['ttl_s'])}, so that what is stored and what expires are in balance.",
+        f" {seconds(section['ttl_s'])}, so that what is stored and what expires are in balance."
+        " An index keeps a few bytes for each of its first million writes (`MAXDOCTABLESIZE`); so"
+        " many are made beforehand.",
     )
     page.table(
         (

@@ -231,6 +231,10 @@ class ShardedVectors:
         # It is new here, or the slot of the name has moved. What is there already is used, whoever
         # made it and whatever the slots were then.
         (names,) = await self._connection.run(lane.send([("FT._LIST",)]))
+        made = self._parts.get(lane)
+        if made is not None and made is not part:
+            # Another search has asked meanwhile, too: one connection for all of them.
+            return made
         tags = [
             name.rpartition(":")[2].strip("{}")
             # An error, of a server without a search module, is told when the index is made.

@@ -238,6 +238,15 @@ async def test_primary_that_has_lost_its_slots_meanwhile_is_left_out(
     assert set(vectors._parts) == {*before} - {lost}
 
 
+async def test_searches_of_one_moment_share_a_connection_to_each_primary(connection, namespace):
+    vectors = ShardedVectors(connection, Keys(namespace), space="s" * 26, dimensions=8)
+    async with aclosing(vectors):
+        for lane in connection.lanes:
+            parts = await asyncio.gather(*(vectors._part(lane) for _ in range(10)))
+            assert len(set(parts)) == 1
+            assert vectors._parts[lane] is parts[0]
+
+
 async def scopes(cluster: Cluster, namespace: str) -> set[str]:
     """Return the scopes of the entries of a namespace."""
     found = set()
