@@ -63,7 +63,7 @@ async def soak(arguments: argparse.Namespace, session: Session, results: Results
     async with fleet_of(arguments, session) as (fleet, prepare):
         others = await _connections(session)
         await prepare()
-        await _age(session)
+        section["writes_before"] = await _age(session)
         rate = arguments.rate
         if rate is None:
             knee = await _knee(arguments, session, fleet)
@@ -125,13 +125,14 @@ def growth(values: Sequence[float]) -> float | None:
     return last / first - 1 if first else None
 
 
-async def _age(session: Session) -> None:
-    """Bring the search module to where it is after a million writes.
+async def _age(session: Session) -> int:
+    """Bring the search module to where it is after a million writes; return how many were made.
 
     It keeps a few bytes for every write there ever was to an index, up to a million of them
     (`MAXDOCTABLESIZE`); 20 minutes of load would otherwise see nothing but that table grow.
     """
     client: Any = redis_py.Redis.from_url(session.redis_url, protocol=2)
+    written = 0
     try:
         names = [name.decode() for name in await client.execute_command("FT._LIST")]
         for name in names:
@@ -145,9 +146,11 @@ async def _age(session: Session) -> None:
                 for _ in range(_AT_ONCE):
                     pipeline.hset(key, "scope", "none")
                 await pipeline.execute()
+                written += _AT_ONCE
             await client.unlink(key)
     finally:
         await client.aclose()
+    return written
 
 
 async def _connections(session: Session) -> int:

@@ -441,10 +441,13 @@ def _soak(page: Page, section: Json) -> None:
         "## Hours of it",
         f"{section['minutes']:g} minutes at {number(section['rate_per_s'])} requests/s{share},"
         f" after {seconds(section['warm_up_s'])} of warming up. Answers live for"
-        f" {seconds(section['ttl_s'])}, so that what is stored and what expires are in balance."
-        " An index keeps a few bytes for each of its first million writes (`MAXDOCTABLESIZE`); so"
-        " many are made beforehand.",
+        f" {seconds(section['ttl_s'])}, so that what is stored and what expires are in balance.",
     )
+    if written := section.get("writes_before"):
+        page.say(
+            "An index of RediSearch keeps a few bytes for each of its first million writes"
+            f" (`MAXDOCTABLESIZE`), whatever was deleted since: {number(written)} were made before."
+        )
     page.table(
         (
             "requests",
