@@ -446,7 +446,8 @@ def _soak(page: Page, section: Json) -> None:
     if written := section.get("writes_before"):
         page.say(
             "An index of RediSearch keeps a few bytes for each of its first million writes"
-            f" (`MAXDOCTABLESIZE`), whatever was deleted since: {number(written)} were made before."
+            " (`MAXDOCTABLESIZE`), whatever was deleted since:"
+            f" {number(written)} were made beforehand."
         )
     page.table(
         (
