@@ -18,11 +18,13 @@ from benchmarks.load.fleet import Fleet, Step
 from benchmarks.load.sweep import Limit, find_knee
 from benchmarks.results import Results
 from benchmarks.session import Session
+from llm_cache._core.keys import Keys
 
 Json = dict[str, Any]
 MOST_GROWTH = 0.02
 _TTL_S = 60.0
-_TABLE, _AT_ONCE = 1_000_000, 10_000
+_WRITES, _AT_ONCE = 1_000_000, 10_000
+"""Before a soak, to an index: so many fill the table of documents (`_age`)."""
 _WARM_UP_LIFETIMES = 5
 """What was stored together at the start expires together; of that swing a hundredth is left then,
 as lifetimes are spread."""
@@ -132,24 +134,32 @@ async def _age(session: Session) -> int:
     (`MAXDOCTABLESIZE`); 20 minutes of load would otherwise see nothing but that table grow.
     """
     client: Any = redis_py.Redis.from_url(session.redis_url, protocol=2)
-    written = 0
+    keys = Keys(session.namespace("load"))
     try:
         names = [name.decode() for name in await client.execute_command("FT._LIST")]
-        for name in names:
-            if not name.startswith(f"{session.namespace('load')}:idx:"):
-                continue
-            session.progress.say("writing a million times to the index")
-            # By its name an entry, without a vector: no search finds it.
-            key = f"{name.replace(':idx:', ':s:', 1)}:none"
-            for _ in range(_TABLE // _AT_ONCE):
-                pipeline = client.pipeline(transaction=False)
-                for _ in range(_AT_ONCE):
-                    pipeline.hset(key, "scope", "none")
-                await pipeline.execute()
-                written += _AT_ONCE
-            await client.unlink(key)
+        # By its name an entry, without a vector: no search finds it.
+        written = [
+            await _write_to(f"{keys.entry_prefix(space)}none", client, session)
+            for name in names
+            if (space := keys.space(name))
+        ]
     finally:
         await client.aclose()
+    return sum(written)
+
+
+async def _write_to(key: str, client: Any, session: Session) -> int:
+    """Write a hash *key* a million times, and remove it; return how often it was written."""
+    written = 0
+    with session.progress.bar("writing to the index", _WRITES) as advance:
+        while written < _WRITES and not session.stop.is_set():
+            pipeline = client.pipeline(transaction=False)
+            for _ in range(_AT_ONCE):
+                pipeline.hset(key, "scope", "none")
+            await pipeline.execute()
+            advance(_AT_ONCE)
+            written += _AT_ONCE
+    await client.unlink(key)
     return written
 
 

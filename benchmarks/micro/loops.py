@@ -10,6 +10,7 @@ import asyncio
 import json
 import statistics
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -70,13 +71,9 @@ async def _measure(settings: Settings) -> Row:
 
 def _main() -> None:
     loop, url, size = sys.argv[1:]
+    # Both have a `run`.
     work = _measure(Settings(url=url, quick=size == "quick"))
-    if loop == "uvloop":
-        import uvloop
-
-        print(json.dumps(uvloop.run(work)))
-    else:
-        print(json.dumps(asyncio.run(work)))
+    print(json.dumps(import_module(loop).run(work)))
 
 
 BENCHMARK = Micro(
