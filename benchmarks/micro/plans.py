@@ -1,8 +1,9 @@
 """The two plans of a search by the size of its scope: where they cross, what `EF_RUNTIME` takes.
 
-One index with scopes of many sizes. Each query is searched exactly (every entry of its scope is
-scored) and through the graph with several values of `EF_RUNTIME`, by the very commands that the
-product sends but for that; the time is the server's own, which no client's load disturbs.
+One index with scopes of many sizes, and for each size one with a single scope. Each query is
+searched exactly (every entry of its scope is scored) and through the graph with several values of
+`EF_RUNTIME`, by the very commands that the product sends but for that; the time is the server's
+own, which no client's load disturbs.
 """
 
 from __future__ import annotations
@@ -43,7 +44,22 @@ async def run(settings: Settings) -> list[Row]:
 async def _measure(settings: Settings, given: material.Material, dimensions: int) -> list[Row]:
     rng = np.random.default_rng(settings.seed)
     sizes = [size // 10 for size in _SIZES] if settings.quick else _SIZES
-    scopes = [_scope(given, size, which, rng) for size in sizes for which in range(_SCOPES)]
+    together = [[_scope(given, size, which, rng) for which in range(_SCOPES)] for size in sizes]
+    rows: list[Row] = []
+    for of_sizes in (together, *([scopes[:1]] for scopes in together)):
+        rows += await _in_one_index(settings, given, dimensions, of_sizes, rng)
+    return rows
+
+
+async def _in_one_index(
+    settings: Settings,
+    given: material.Material,
+    dimensions: int,
+    of_sizes: Sequence[Sequence[Scope]],
+    rng: np.random.Generator,
+) -> list[Row]:
+    """Return a row for each size."""
+    scopes = [scope for of_size in of_sizes for scope in of_size]
     config = CacheConfig(
         namespace=f"bench.plans.{time.time_ns()}",
         guards=False,
@@ -61,8 +77,7 @@ async def _measure(settings: Settings, given: material.Material, dimensions: int
                     "index": sum(len(scope.texts.texts) for scope in scopes),
                     **await _compare(cache, bare, given, of_size, rng),
                 }
-                for start in range(0, len(scopes), _SCOPES)
-                for of_size in [scopes[start : start + _SCOPES]]
+                for of_size in of_sizes
             ]
         finally:
             await bare.aclose()

@@ -11,9 +11,9 @@ from llm_cache._redis.connection import Command
 from llm_cache._redis.replies import mapping
 from llm_cache.errors import StoreUnavailable
 
-SMALL_SCOPE = 3_000
-"""Entries up to which a scope is searched exactly: where the two plans cross
-(`python -m benchmarks micro plans`)."""
+_LEAST_SMALL = 500
+_ASSUMED = 100_000
+"""Entries of an index whose size is being asked at the same time as that of a scope."""
 _LEAST_EF, _MOST_EF = 40, 400
 _AGE_S = 60.0
 _SCOPES_KEPT = 50_000
@@ -65,8 +65,9 @@ class Sizes:
         if question is None:
             return ("FT.INFO", index)
         # Rows are counted lazily: the server stops when it has skipped this many.
-        query = f"@scope:{{{question}}}"
-        return ("FT.AGGREGATE", index, query, "LIMIT", SMALL_SCOPE, 1, "DIALECT", 2)
+        entries = _ASSUMED if self._entries is None else self._entries
+        limit, query = small_scope(entries), f"@scope:{{{question}}}"
+        return ("FT.AGGREGATE", index, query, "LIMIT", limit, 1, "DIALECT", 2)
 
     def learn(self, question: str | None, reply: Any) -> None:
         """Remember what Redis has replied to *question*.
@@ -86,7 +87,16 @@ class Sizes:
 
     @property
     def _is_all_small(self) -> bool:
-        return self._entries is not None and self._entries <= SMALL_SCOPE
+        return self._entries is not None and self._entries <= small_scope(self._entries)
+
+
+def small_scope(entries: int) -> int:
+    """Return up to how many entries a scope is searched exactly in an index of so many *entries*.
+
+    That is where the two plans cross (`python -m benchmarks micro plans`): an exact search costs
+    in proportion to the scope, one through the graph the more the larger the index is.
+    """
+    return max(8 * math.isqrt(entries), _LEAST_SMALL)
 
 
 def ef_runtime(entries: int) -> int:

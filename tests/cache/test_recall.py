@@ -75,7 +75,7 @@ async def test_thousand_scopes_with_the_same_prompts_find_their_own(cache, faq):
 
 
 async def test_large_scope_is_searched_through_the_graph_without_loss(cache, faq, monkeypatch):
-    monkeypatch.setattr(sizes, "SMALL_SCOPE", 0)
+    monkeypatch.setattr(sizes, "small_scope", lambda _: 0)
     texts = [group[0] for group in faq]
     rows = await LocalEmbedder().embed(texts)
     # Four thousand vectors of other scopes with the same prompts stand around the right ones.

@@ -99,7 +99,7 @@ async def test_both_plans_agree(connection, store, monkeypatch, clock):
         await fill(connection, store, scope, rows)
     exact = await store.nearest("b", rows[7], limit=1)
 
-    monkeypatch.setattr(sizes, "SMALL_SCOPE", 10)
+    monkeypatch.setattr(sizes, "small_scope", lambda _: 10)
     clock.advance(61)
     await store.nearest("b", rows[7], limit=1)
     await store.nearest("b", rows[7], limit=1)
@@ -123,7 +123,7 @@ async def test_small_index_is_asked_once_for_all_scopes(store, sent):
 
 
 async def test_scope_of_a_large_index_is_asked_for_by_itself(connection, store, sent, monkeypatch):
-    monkeypatch.setattr(sizes, "SMALL_SCOPE", 10)
+    monkeypatch.setattr(sizes, "small_scope", lambda _: 10)
     await fill(connection, store, "a", unit(3, 11))
 
     await store.nearest("a", unit(1)[0], limit=4)
@@ -135,7 +135,7 @@ async def test_scope_of_a_large_index_is_asked_for_by_itself(connection, store, 
 async def test_search_of_a_graph_looks_as_wide_as_its_index_is_large(
     connection, store, sent, monkeypatch
 ):
-    monkeypatch.setattr(sizes, "SMALL_SCOPE", 10)
+    monkeypatch.setattr(sizes, "small_scope", lambda _: 10)
     monkeypatch.setattr(sizes, "ef_runtime", lambda entries: 1000 + entries)
     await fill(connection, store, "a", unit(3, 11))
     await fill(connection, store, "b", unit(4, 5))
@@ -153,10 +153,17 @@ def test_width_of_a_search_grows_with_the_root_of_the_graph(entries, ef):
     assert sizes.ef_runtime(entries) == ef
 
 
+@pytest.mark.parametrize(
+    ("entries", "small"), [(0, 500), (3_000, 500), (10_000, 800), (10**6, 8_000)]
+)
+def test_larger_scopes_are_small_in_a_larger_index(entries, small):
+    assert sizes.small_scope(entries) == small
+
+
 async def test_scope_grown_large_is_noticed_beside_a_search_within_a_minute(
     connection, store, sent, monkeypatch, clock
 ):
-    monkeypatch.setattr(sizes, "SMALL_SCOPE", 10)
+    monkeypatch.setattr(sizes, "small_scope", lambda _: 10)
     await fill(connection, store, "a", unit(3, 10))
     await store.nearest("a", unit(1)[0], limit=4)
     await fill(connection, store, "a", unit(4, 11))
