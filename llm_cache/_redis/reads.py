@@ -1,7 +1,7 @@
 """Reads that travel together.
 
 A read that finds none in flight goes out at once, as fast as a bare command. Those that arrive
-meanwhile wait for it and share the next `MGET`, so that a hundred callers cost two round trips.
+meanwhile wait for it and are sent together, so that a hundred callers cost two round trips.
 All of it goes over one connection of its own, which no other command holds up.
 
 On a cluster there is one such connection to each primary. A key and its companion are then two
@@ -11,7 +11,8 @@ reads, each of which travels with what else is read there (`SplitReads`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from hiredis import pack_command
@@ -20,7 +21,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from llm_cache._deadline import now_s
 from llm_cache._flight import observe
-from llm_cache._redis.connection import Command, Connection, Lane, raise_first
+from llm_cache._redis.connection import Connection, Lane, raise_first
 from llm_cache._redis.link import Link, closed
 from llm_cache.errors import StoreError
 
@@ -28,10 +29,16 @@ if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
 
 _MOST_KEYS = 512
-"""Keys in one `MGET`: enough to make the round trip cheap, few enough not to hold up others."""
+"""Keys that are asked for at once: enough to make the round trip cheap, few enough not to hold up
+others."""
+_LEAST_PART, _MOST_PART = 16, 64
+"""Keys in one `MGET`. A batch is sent in two or more, so that Redis goes on with the next while
+the callers of the first run; otherwise Redis and they would wait for each other in turn."""
 
 Read = tuple[bytes | None, bytes | None]
 """The value of a key, and that of the companion key, read at one moment."""
+_Batch = dict[str, list[asyncio.Future[Read]]]
+"""Who waits for the value of which key."""
 
 
 class CoalescedReads:
@@ -55,7 +62,7 @@ class CoalescedReads:
         self._companion = companion
         self._link = Link(connection, lane)
         self._timeout_s = timeout_s
-        self._waiting: dict[str, list[asyncio.Future[Read]]] = {}
+        self._waiting: _Batch = {}
         self._waiting_since_s = 0.0
         self._is_busy = False
         self._is_answering = True
@@ -68,44 +75,20 @@ class CoalescedReads:
         """Whether anything has been read."""
         return self._link.is_up or self._is_busy
 
-    async def get(self, key: str) -> Read:
+    def get(self, key: str) -> Awaitable[Read]:
         """Return the values of *key* and of the companion. At most one round trip of its own.
 
         Raises:
             StoreUnavailable: Redis did not answer, or not in time.
         """
-        if not self._is_busy:
-            self._is_busy = True
-            try:
-                value, companion = await self._connection.run(
-                    self._mget((key,)), timeout_s=self._timeout_s
-                )
-            finally:
-                self._go_on()
-            return value, companion
-        loop = asyncio.get_running_loop()
-        if not self._waiting:
-            self._waiting_since_s = now_s()
-        # Everybody waits for a future of his own, so that one who leaves takes nobody along. How
-        # long is up to whoever serves them: a timer for each would cost more than the read.
-        future: asyncio.Future[Read] = loop.create_future()
-        waiters = self._waiting.get(key)
-        if waiters is None:
-            self._waiting[key] = [future]
-        else:
-            waiters.append(future)
-        return await future
+        return self._join(key) if self._is_busy else self._get_alone(key)
 
     def ask(self, key: str) -> asyncio.Future[Read]:
         """Return what will have the value of *key*, of a read that begins from now on.
 
         Not alone even if none is in flight: whoever asks in this turn of the loop travels along.
         """
-        loop = asyncio.get_running_loop()
-        if not self._waiting:
-            self._waiting_since_s = now_s()
-        future: asyncio.Future[Read] = loop.create_future()
-        self._waiting.setdefault(key, []).append(future)
+        future = self._join(key)
         if not self._is_busy:
             self._is_busy = True
             self._go_on()
@@ -131,8 +114,34 @@ class CoalescedReads:
             await asyncio.gather(drain, return_exceptions=True)
             # One that was cancelled before it began did not say so itself.
             self._is_busy = False
-        self._fail(list(self._waiting), self._waiting, closed())
+        self._fail(self._next_batch(len(self._waiting)), closed())
         await self._link.reset()
+
+    def _join(self, key: str) -> asyncio.Future[Read]:
+        """Return what will have the value of *key* from the next batch."""
+        if not self._waiting:
+            self._waiting_since_s = now_s()
+        # Everybody waits for a future of his own, so that one who leaves takes nobody along. How
+        # long is up to whoever serves them: a timer for each would cost more than the read.
+        future: asyncio.Future[Read] = asyncio.get_running_loop().create_future()
+        waiters = self._waiting.get(key)
+        if waiters is None:
+            self._waiting[key] = [future]
+        else:
+            waiters.append(future)
+        return future
+
+    async def _get_alone(self, key: str) -> Read:
+        if self._is_busy:
+            # Somebody came first since this was begun.
+            return await self._join(key)
+        self._is_busy = True
+        future: asyncio.Future[Read] = asyncio.get_running_loop().create_future()
+        try:
+            await self._connection.run(self._fetch({key: [future]}), timeout_s=self._timeout_s)
+        finally:
+            self._go_on()
+        return future.result()
 
     def _go_on(self) -> None:
         """Serve whoever has come meanwhile, in one task for all of them."""
@@ -146,63 +155,85 @@ class CoalescedReads:
             while self._waiting:
                 # Those who come while Redis answers have waited for others of their own process.
                 since_s = None if self._is_answering else self._waiting_since_s
-                batch = self._next_batch()
-                keys = list(batch)
+                batch = self._next_batch(_MOST_KEYS)
                 try:
-                    *values, companion = await self._connection.run(
-                        self._mget(keys), since_s=since_s, timeout_s=self._timeout_s
+                    await self._connection.run(
+                        self._fetch(batch), since_s=since_s, timeout_s=self._timeout_s
                     )
                 except StoreError as error:
-                    self._fail(keys, batch, error)
-                    continue
+                    self._fail(batch, error)
                 except asyncio.CancelledError:
-                    self._fail(keys, batch, closed())
+                    self._fail(batch, closed())
                     raise
-                for key, value in zip(keys, values, strict=True):
-                    for future in batch[key]:
-                        if not future.done():
-                            future.set_result((value, companion))
         finally:
             self._is_busy = False
 
-    def _next_batch(self) -> dict[str, list[asyncio.Future[Read]]]:
+    def _next_batch(self, most: int) -> _Batch:
         """Take the keys that are next."""
-        return {key: self._waiting.pop(key) for key in list(self._waiting)[:_MOST_KEYS]}
+        if len(self._waiting) <= most:
+            batch, self._waiting = self._waiting, {}
+            return batch
+        return {key: self._waiting.pop(key) for key in list(islice(self._waiting, most))}
 
-    def _fail(
-        self, keys: Sequence[str], batch: dict[str, list[asyncio.Future[Read]]], error: StoreError
-    ) -> None:
-        for key in keys:
-            for future in batch.pop(key):
-                if not future.done():
-                    # Each its own: a shared exception would collect the traceback of every caller.
-                    future.set_exception(type(error)(*error.args))
+    def _fail(self, batch: _Batch, error: StoreError) -> None:
+        for future in chain.from_iterable(batch.values()):
+            if not future.done():
+                # Each its own: a shared exception would collect the traceback of every caller.
+                future.set_exception(type(error)(*error.args))
 
-    async def _mget(self, keys: Sequence[str]) -> list[bytes | None]:
+    async def _fetch(self, batch: _Batch) -> None:
+        """Give those who wait in *batch* their values, and take them out of it."""
         try:
-            return await self._exchange(keys)
+            await self._exchange(batch)
         except RedisConnectionError:
             # The server may have closed an idle connection; one fresh try tells that from an
             # outage.
-            return await self._exchange(keys)
+            await self._exchange(batch)
 
-    async def _exchange(self, keys: Sequence[str]) -> list[bytes | None]:
+    async def _exchange(self, batch: _Batch) -> None:
+        parts = _parts(list(batch))
         try:
             if self._is_doubtful:
                 self._is_doubtful = False
                 await self._link.hang_up()
             link = await self._link.connected()
-            if self._companion is None:
-                values = await _get_each(link, keys)
-            else:
-                values = await _get_together(link, (*keys, self._companion))
+            packed = b"".join([self._packed(keys) for keys in parts])
+            await link.send_packed_command(packed, check_health=False)
+            for keys in parts:
+                _hand_out(batch, keys, await self._values(link, len(keys)))
+                if batch:
+                    # These run first, even where the next are there as well.
+                    await asyncio.sleep(0)
         except BaseException:
             self._is_answering = False
             # A reply may still be on its way; the next read must not take it for its own.
             await self._link.hang_up()
             raise
         self._is_answering = True
-        return values
+
+    def _packed(self, keys: Sequence[str]) -> bytes:
+        """Return what asks for the values of *keys*, with the companion all of one moment."""
+        # hiredis packs in an eighth of the time that the connection takes.
+        commands: list[tuple[Any, ...]] = [("GET", key) for key in keys]
+        if self._companion is not None:
+            commands = [("MGET", *keys, self._companion)]
+        return b"".join([pack_command(command) for command in commands])
+
+    async def _values(self, link: AbstractConnection, count: int) -> list[Any]:
+        """Return the values of so many keys that were asked for, and that of the companion."""
+        if self._companion is not None:
+            reply = await link.read_response()
+            if type(reply) is not list or len(reply) != count + 1:
+                raise RedisConnectionError("the reply to MGET has another shape")
+            return list(reply)
+        values: list[Any] = []
+        for _ in range(count):
+            try:
+                values.append(await link.read_response())
+            except ResponseError as error:
+                # The next reply has to be read all the same.
+                values.append(error)
+        return [*values, None]
 
 
 class SplitReads:
@@ -282,30 +313,15 @@ class SplitReads:
         return known
 
 
-async def _get_together(link: AbstractConnection, keys: Sequence[str]) -> list[bytes | None]:
-    """Return the values of *keys*, all of one moment, over one connection."""
-    command: tuple[Any, ...] = ("MGET", *keys)
-    # hiredis packs in an eighth of the time that the connection takes.
-    await link.send_packed_command(pack_command(command), check_health=False)
-    return _checked(await link.read_response(), len(keys))
+def _parts(keys: list[str]) -> list[list[str]]:
+    size = min(max((len(keys) + 1) // 2, _LEAST_PART), _MOST_PART)
+    return [keys[start : start + size] for start in range(0, len(keys), size)]
 
 
-async def _get_each(link: AbstractConnection, keys: Sequence[str]) -> list[Any]:
-    """Return the values of *keys*, and nothing for a companion, over one connection."""
-    commands: list[Command] = [("GET", key) for key in keys]
-    packed = b"".join([pack_command(command) for command in commands])
-    await link.send_packed_command(packed, check_health=False)
-    values: list[Any] = []
-    for _ in keys:
-        try:
-            values.append(await link.read_response())
-        except ResponseError as error:
-            # The next reply has to be read all the same.
-            values.append(error)
-    return [*values, None]
-
-
-def _checked(reply: Any, count: int) -> list[bytes | None]:
-    if type(reply) is not list or len(reply) != count:
-        raise RedisConnectionError("the reply to MGET has another shape")
-    return reply
+def _hand_out(batch: _Batch, keys: Sequence[str], values: Sequence[Any]) -> None:
+    """Give those who wait for *keys* their *values*, of which the last is the companion's."""
+    companion = values[-1]
+    for key, value in zip(keys, values, strict=False):
+        for future in batch.pop(key):
+            if not future.done():
+                future.set_result((value, companion))

@@ -1,9 +1,12 @@
 """Reads that travel together, over a connection of their own."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
 
 import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from llm_cache._redis.connection import Connection
 from llm_cache._redis.reads import CoalescedReads
@@ -54,18 +57,19 @@ async def test_connection_that_was_closed_is_made_anew(reads, redis, namespace):
 
 async def test_closing_answers_who_waits_for_a_read_that_is_under_way(reads, monkeypatch):
     first_began, first_may_end, second_began = (asyncio.Event() for _ in range(3))
+    exchange = reads._exchange
 
-    async def exchange(keys: Sequence[str]) -> list[bytes | None]:
-        if "first" in keys:
+    async def hold(batch: Mapping[str, Any]) -> None:
+        if "first" in batch:
             first_began.set()
             await first_may_end.wait()
+            await exchange(batch)
         else:
             second_began.set()
             await asyncio.Event().wait()
-        return [None, None]
 
-    monkeypatch.setattr(reads, "_exchange", exchange)
-    first, second = (asyncio.create_task(reads.get(key)) for key in ("first", "second"))
+    monkeypatch.setattr(reads, "_exchange", hold)
+    first, second = (asyncio.ensure_future(reads.get(key)) for key in ("first", "second"))
     await first_began.wait()
     first_may_end.set()
     await first
@@ -81,10 +85,10 @@ async def test_reads_go_on_after_one_that_was_closed_before_it_began(reads, monk
     first_began, first_may_end = asyncio.Event(), asyncio.Event()
     exchange = reads._exchange
 
-    async def hold(_keys: Sequence[str]) -> list[bytes | None]:
+    async def hold(batch: Mapping[str, Any]) -> None:
         first_began.set()
         await first_may_end.wait()
-        return [None, None]
+        await exchange(batch)
 
     monkeypatch.setattr(reads, "_exchange", hold)
 
@@ -93,7 +97,7 @@ async def test_reads_go_on_after_one_that_was_closed_before_it_began(reads, monk
         await reads.reset()
 
     first = asyncio.create_task(read_and_close())
-    second = asyncio.create_task(reads.get("second"))
+    second = asyncio.ensure_future(reads.get("second"))
     await first_began.wait()
     first_may_end.set()
     await first
@@ -102,6 +106,63 @@ async def test_reads_go_on_after_one_that_was_closed_before_it_began(reads, monk
 
     monkeypatch.setattr(reads, "_exchange", exchange)
     assert await reads.get("third") == (None, None)
+
+
+@pytest.fixture
+async def stored(connection, namespace):
+    """Return the values of 700 keys, by key."""
+    values = {f"{namespace}:{i}": b"%d" % i for i in range(700)}
+    await connection.execute_all([("SET", k, v, "PX", 60_000) for k, v in values.items()])
+    return values
+
+
+async def test_each_of_a_crowd_gets_the_value_of_his_key(reads, stored):
+    keys = [*stored, *stored][100:]
+
+    found = await asyncio.gather(*map(reads.get, keys))
+
+    assert found == [(stored[key], None) for key in keys]
+
+
+async def test_redis_goes_on_while_some_of_a_crowd_run(reads, stored, monkeypatch):
+    happened: list[str] = []
+    packed = reads._packed
+
+    def ask(keys: Sequence[str]) -> Any:
+        happened.append("asked")
+        return packed(keys)
+
+    monkeypatch.setattr(reads, "_packed", ask)
+
+    async def call(key: str) -> None:
+        for _ in range(5):
+            assert await reads.get(key) == (stored[key], None)
+            happened.append("ran")
+
+    await asyncio.gather(*map(call, list(stored)[:100]))
+
+    together = [len(list(events)) for what, events in groupby(happened) if what == "ran"]
+    assert sum(together) == 500
+    assert max(together) < 99  # never all but the one who went alone
+
+
+async def test_connection_that_is_lost_amid_a_batch_costs_nobody_his_value(
+    reads, stored, monkeypatch
+):
+    values = reads._values
+    asked: list[int] = []
+
+    async def lose_one(link: Any, count: int) -> Any:
+        asked.append(count)
+        if len(asked) == 3:  # one alone, half of the others, and the other half
+            raise RedisConnectionError("lost")
+        return await values(link, count)
+
+    monkeypatch.setattr(reads, "_values", lose_one)
+    keys = list(stored)[:100]
+
+    assert await asyncio.gather(*map(reads.get, keys)) == [(stored[key], None) for key in keys]
+    assert asked == [1, 50, 49, 25, 24]
 
 
 async def test_read_after_a_doubtful_one_takes_a_new_connection(reads, redis, namespace):
