@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, Unpack
@@ -50,7 +50,7 @@ class Planner:
 
     def __init__(self, config: CacheConfig) -> None:
         self._config = config
-        self._known: dict[tuple[Any, ...], _Pattern] = {}
+        self._known: dict[Hashable, _Pattern] = {}
 
     def chat(
         self, prompt: Prompt, service: Service, options: dict[str, Any], params: dict[str, Any]
@@ -62,12 +62,14 @@ class Planner:
         """
         # A caller's own rule may look at anything, the prompt included.
         may_know = type(prompt) is str and self._config.bypass is None
-        kind = _kind(service, options, params) if may_know else ()
-        try:
-            pattern = self._known.get(kind)
-        except TypeError:
-            # Something among the arguments can be changed.
-            pattern = None
+        kind, pattern = None, None
+        if may_know:
+            try:
+                kind = _kind(service, options, params)
+                pattern = self._known.get(kind)
+            except (TypeError, ValueError):
+                # What can be changed has no hash, and an array is neither equal nor unequal.
+                pattern = None
         planned = None if pattern is None else pattern.call(prompt)  # type: ignore[arg-type]
         if planned is not None:
             return planned
@@ -109,13 +111,27 @@ class Planner:
 
 
 _MOST_KNOWN = 1024
+_NOTHING_SAID = {
+    "model": None,
+    "system": UNSET,
+    "ttl_s": None,
+    "tags": (),
+    "depends_on": (),
+    "tenant": None,
+    "shared_scope": None,
+    "semantic": None,
+    "cache_control": None,
+}
+"""The options of a call that is made with a prompt and nothing else."""
 _PARAM_TYPES = frozenset({str, int, float, bool, type(None)})
 _OPTION_TYPES = _PARAM_TYPES | {Unset, CacheControl, tuple}
 _TEXT = frozenset({str})
 
 
-def _kind(service: Service, options: dict[str, Any], params: dict[str, Any]) -> tuple[Any, ...]:
+def _kind(service: Service, options: dict[str, Any], params: dict[str, Any]) -> Hashable:
     """Return what calls have in common that differ in the prompt alone."""
+    if not params and options == _NOTHING_SAID:
+        return service, None
     given = (*options.values(), *params.values())
     # The types tell `1`, `1.0` and `True` apart, which are equal to each other.
     return (service, *options, None, *params, *given, *map(type, given))

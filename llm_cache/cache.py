@@ -100,6 +100,7 @@ if TYPE_CHECKING:
 _DRAIN_S = 5.0
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+_Info = TypeVar("_Info", bound=CacheInfo)
 
 
 class LLMCache:
@@ -487,7 +488,7 @@ class LLMCache:
             wants_usage=wants_usage,
         )
         if isinstance(begun, Answered):
-            info = CacheInfo(**self._info(begun))
+            info = self._told(CacheInfo, begun)
             self._note(call, info, begun, started_s, operation="stream")
             return ChatStream(info, self._replay(begun.source.answer, include_usage=wants_usage))
         info = CacheInfo(status=begun.status, shared=begun.is_shared, reason=begun.reason)
@@ -495,7 +496,7 @@ class LLMCache:
 
         def final() -> CacheInfo:
             is_known = begun.end.done() and begun.end.exception() is None
-            return CacheInfo(**self._info(begun.end.result())) if is_known else info
+            return self._told(CacheInfo, begun.end.result()) if is_known else info
 
         return ChatStream(
             info,
@@ -567,7 +568,7 @@ class LLMCache:
 
         started_s = time.perf_counter()
         answered = await self._engine.answer(call, checked)
-        value = CachedValue(value=answered.source.answer, **self._info(answered))
+        value = self._told(CachedValue, answered, value=answered.source.answer)
         self._note(call, value, answered, started_s, operation="value")
         return value
 
@@ -1043,21 +1044,22 @@ class LLMCache:
         )
 
     def _reply(self, answered: Answered) -> ChatReply:
-        return ChatReply(source=answered.source, **self._info(answered))
+        return self._told(ChatReply, answered, source=answered.source)
 
-    def _info(self, answered: Answered) -> dict[str, Any]:
-        """Return what `CacheInfo` and its kin say of *answered*."""
+    def _told(self, kind: type[_Info], answered: Answered, **what: Any) -> _Info:
+        """Return *what* a caller is given, and how it was come by."""
         key = None if answered.digest is None else self._keys.answer(answered.digest)
         created_s = answered.created_s
-        return {
-            "status": answered.status,
-            "key": key,
-            "similarity": answered.similarity,
-            "age_s": 0.0 if created_s is None else max(0.0, self._clock() - created_s),
-            "origin": key if answered.is_alias else None,
-            "shared": answered.is_shared,
-            "reason": answered.reason,
-        }
+        return kind(
+            status=answered.status,
+            key=key,
+            similarity=answered.similarity,
+            age_s=0.0 if created_s is None else max(0.0, self._clock() - created_s),
+            origin=key if answered.is_alias else None,
+            shared=answered.is_shared,
+            reason=answered.reason,
+            **what,
+        )
 
     def _note(
         self,

@@ -83,8 +83,7 @@ class Sealed:
         "_answer",
         "_blob",
         "_body",
-        "_details_bytes",
-        "_tokens",
+        "_header",
         "created_s",
         "fresh_until_s",
         "is_alias",
@@ -92,16 +91,8 @@ class Sealed:
     )
 
     def __init__(self, blob: bytes, header: tuple[Any, ...], body: bytes | None = None) -> None:
-        (
-            _,
-            flags,
-            _,
-            self.created_s,
-            self.fresh_until_s,
-            stamp,
-            *self._tokens,
-            self._details_bytes,
-        ) = header
+        _, flags, _, self.created_s, self.fresh_until_s, stamp, _, _, _, _ = header
+        self._header = header
         self._blob = blob
         self._body = body
         self.stamp: str = stamp.hex()
@@ -111,7 +102,7 @@ class Sealed:
 
     def tokens(self) -> Tokens:
         """Return the tokens that the model took for the answer, from the header alone."""
-        prompt, cached, completion = self._tokens
+        _, _, _, _, _, _, prompt, cached, completion, _ = self._header
         return (
             None if prompt == _NOT_SAID else prompt,
             None if cached == _NOT_SAID else cached,
@@ -128,7 +119,7 @@ class Sealed:
         if self._answer is _UNREAD:
             blob, body = self._blob, self._body
             if body is None:
-                body = blob[_HEADER.size + self._details_bytes :]
+                body = blob[_HEADER.size + self._header[-1] :]
             try:
                 plain = packing.unpack((blob[1] & _PACKED) >> _PACKED_SHIFT, body)
                 self._answer = _parse(plain)
@@ -142,7 +133,7 @@ class Sealed:
         if self._about is None:
             begin = _HEADER.size
             try:
-                details = json.loads(self._blob[begin : begin + self._details_bytes])
+                details = json.loads(self._blob[begin : begin + self._header[-1]])
                 self._about = Entry(
                     answer=None,
                     created_s=self.created_s,
@@ -223,10 +214,10 @@ def open_sealed(blob: bytes, digest: str, cipher: Cipher | None = None) -> Seale
     if (
         header[0] != _VERSION
         or flags & ~_KNOWN_FLAGS
-        or not packing.can_unpack(flags >> _PACKED_SHIFT)
+        or (flags > _ALIAS and not packing.can_unpack(flags >> _PACKED_SHIFT))
     ):
         return None
-    if _checksum(blob[:2], memoryview(blob)[_CHECKED_AT:], digest) != header[2]:
+    if _checksum(blob[:2], blob[_CHECKED_AT:], digest) != header[2]:
         raise CorruptEntry("a stored answer was changed, or belongs to another key")
     if cipher is None and flags <= _ALIAS:
         return Sealed(blob, header)
@@ -299,7 +290,7 @@ def _parse(body: bytes) -> Json:
     return answer
 
 
-def _checksum(start: bytes, rest: bytes | memoryview, digest: str) -> int:
+def _checksum(start: bytes, rest: bytes, digest: str) -> int:
     return crc32(rest, crc32(start, crc32(digest.encode())))
 
 

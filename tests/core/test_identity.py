@@ -3,18 +3,20 @@
 The named tests are failures that other caches have shipped.
 """
 
+import inspect
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from llm_cache import CacheConfig
+from llm_cache import CacheConfig, LLMCache
 from llm_cache._core.canonical import encode
-from llm_cache._plan import Planner, plan_chat
+from llm_cache._plan import _NOTHING_SAID, Planner, plan_chat
 from llm_cache.errors import InvalidRequest
 
 text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
@@ -279,6 +281,20 @@ def test_equal_values_of_two_kinds_are_kept_apart(value):
     digests = [planner.chat("Hi", service, {}, {"x": x})[0].digest for x in (1, True, value)]
     assert digests[0] != digests[1]
     assert digests[2] == digests[value is True]
+
+
+def test_nothing_said_is_what_chat_takes_for_said_by_default():
+    taken = inspect.signature(LLMCache.chat).parameters.values()
+    defaults = {given.name: given.default for given in taken if given.kind is given.KEYWORD_ONLY}
+    assert defaults.pop("stream") is False
+    assert defaults == _NOTHING_SAID
+
+
+def test_tags_in_an_array_are_tags():
+    planner, service = Planner(CacheConfig()), Service("u")
+    options = {**_NOTHING_SAID, "tags": np.array(["a", "b"])}
+    for _ in range(2):
+        assert planner.chat("Hi", service, dict(options), {})[0].terms.tags == ("a", "b")
 
 
 def test_messages_of_one_call_are_not_those_of_the_next():
