@@ -130,7 +130,7 @@ _TEXT = frozenset({str})
 
 def _kind(service: Service, options: dict[str, Any], params: dict[str, Any]) -> Hashable:
     """Return what calls have in common that differ in the prompt alone."""
-    if not params and options == _NOTHING_SAID:
+    if not params and (not options or options == _NOTHING_SAID):
         return service, None
     given = (*options.values(), *params.values())
     # The types tell `1`, `1.0` and `True` apart, which are equal to each other.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -98,7 +99,10 @@ class _CachedCompletions(AsyncCompletions):
         call, request = self._cache._plan(messages, standing, params, self._upstream)  # noqa: SLF001
         if params.get("stream"):
             return _CachedStream(await self._cache._chunks(call, request, self._upstream))  # noqa: SLF001
-        reply, original = await self._cache._complete(call, request, self._upstream)  # noqa: SLF001
+        started_s = time.perf_counter()
+        answered = await self._cache._answer(call, request, self._upstream)  # noqa: SLF001
+        reply = self._cache._replied(call, answered, started_s)  # noqa: SLF001
+        original = answered.original
         if original is None:
             completion = _with_request_id(ChatCompletion.construct(**reply.data), None)
             return set_cache_info(completion, reply)

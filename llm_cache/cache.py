@@ -11,6 +11,7 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
+    Coroutine,
     Iterable,
     Mapping,
     Sequence,
@@ -457,18 +458,21 @@ class LLMCache:
         if stream:
             chunks = await self._chunks(call, request, self._upstream)
             return chunks.map(_text_of)
-        reply, _ = await self._complete(call, request, self._upstream)
-        return reply
-
-    async def _complete(
-        self, call: Call, request: RequestOf, upstream: Upstream
-    ) -> tuple[ChatReply, ChatCompletion | None]:
-        """Return the reply, and the SDK's own object where the model has just made it."""
         started_s = time.perf_counter()
-        answered = await self._engine.answer(call, lambda: _fresh(upstream, request()))
+        answered = await self._answer(call, request, self._upstream)
+        return self._replied(call, answered, started_s)
+
+    def _answer(
+        self, call: Call, request: RequestOf, upstream: Upstream
+    ) -> Coroutine[Any, Any, Answered]:
+        """Return what answers *call*, when it is awaited, from the cache or *upstream*."""
+        return self._engine.answer(call, lambda: _fresh(upstream, request()))
+
+    def _replied(self, call: Call, answered: Answered, started_s: float) -> ChatReply:
+        """Return what the caller is given, and count the call."""
         reply = self._reply(answered)
         self._note(call, reply, answered, started_s)
-        return reply, answered.original
+        return reply
 
     async def _chunks(
         self, call: Call, request_of: RequestOf, upstream: Upstream
@@ -971,7 +975,8 @@ class LLMCache:
 
     def _plan_given(self, prompt: Prompt, arguments: dict[str, Any]) -> tuple[Call, RequestOf]:
         """Return the call of whoever takes the arguments of `chat`, all in one."""
-        options = {name: arguments.pop(name) for name in CHAT_OPTIONS & arguments.keys()}
+        names = CHAT_OPTIONS & arguments.keys() if arguments else ()
+        options = {name: arguments.pop(name) for name in names}
         return self._plan(prompt, options, arguments, self._upstream)
 
     async def _place(
@@ -982,7 +987,8 @@ class LLMCache:
             raise InvalidRequest("the semantic layer compares the last message, a user's turn")
         if not call.terms.semantic:
             raise ConfigurationError("the semantic layer is switched off (semantic=False)")
-        await self.open()
+        if not self._is_open:
+            await self.open()
         return await self._semantic.locate(call.text, call.terms.scope.name, vector=vector), call
 
     async def _store_given(
@@ -1022,20 +1028,18 @@ class LLMCache:
         Raises:
             CacheClosed, UsedElsewhere: as they say.
         """
-        self._refuse_closed()
-        self._check_place()
+        # Every call passes here, and each look at the loop or the process counts.
+        if self._is_closed or self._loop is not _loop_here():
+            self._refuse_closed()
+            self._check_place()
 
     def _refuse_closed(self) -> None:
         if self._is_closed:
             raise CacheClosed("this cache was closed; make a new one")
 
     def _check_place(self) -> None:
-        try:
-            # In a child that was forked, no loop runs as far as asyncio knows.
-            if self._loop is None or asyncio.get_running_loop() is self._loop:
-                return
-        except RuntimeError:
-            pass
+        if self._loop is None or self._loop is _loop_here():
+            return
         forked = os.getpid() != self._pid
         where = "another process (a fork)" if forked else "another event loop"
         raise UsedElsewhere(
@@ -1102,6 +1106,14 @@ class LLMCache:
     def _tell(self, event: Event) -> None:
         self._statistics.hear(event)
         emit(self._hooks, event)
+
+
+def _loop_here() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        # Also in a child that was forked: there no loop runs, as far as asyncio knows.
+        return None
 
 
 def _cipher(config: CacheConfig) -> Cipher | None:

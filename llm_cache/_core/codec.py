@@ -34,6 +34,13 @@ from llm_cache._core.encryption import Cipher, UnknownKey
 from llm_cache._core.types import Entry, Json
 from llm_cache.errors import CorruptEntry
 
+try:
+    # Every release of openai that we allow brings it along. It parses an answer in a third of the
+    # time, which is a tenth of what a hit costs.
+    from jiter import from_json
+except ImportError:
+    from_json = json.loads
+
 _VERSION = 2
 _ALIAS = 1
 _PACKED_SHIFT = 1
@@ -51,7 +58,7 @@ HEADER_BYTES = _HEADER.size
 MOST_BYTES = 64 * 1024 * 1024
 """No entry takes more, as it is stored; longer ones are not read."""
 _MOST_NESTING = 200
-"""Lists and objects within each other in an answer: what a reader's stack has room for."""
+"""Lists and objects within each other in an answer: what every reader takes (jiter: 200)."""
 
 _SHORT = {
     "model": "m",
@@ -68,7 +75,6 @@ _SHORT = {
 _UNREAD = object()
 _UNREADABLE = "a stored answer cannot be read"
 
-_decoder = json.JSONDecoder()
 _encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
@@ -122,7 +128,7 @@ class Sealed:
                 body = blob[_HEADER.size + self._header[-1] :]
             try:
                 plain = packing.unpack((blob[1] & _PACKED) >> _PACKED_SHIFT, body)
-                self._answer = _parse(plain)
+                self._answer = from_json(plain)
             except (ValueError, RecursionError) as error:
                 raise CorruptEntry(_UNREADABLE) from error
         return self._answer
@@ -133,7 +139,7 @@ class Sealed:
         if self._about is None:
             begin = _HEADER.size
             try:
-                details = json.loads(self._blob[begin : begin + self._header[-1]])
+                details = from_json(self._blob[begin : begin + self._header[-1]])
                 self._about = Entry(
                     answer=None,
                     created_s=self.created_s,
@@ -279,15 +285,6 @@ def _is_deep(answer: Json) -> bool:
         if not level:
             return False
     return True
-
-
-def _parse(body: bytes) -> Json:
-    # `decode` would look for white space around it, which takes as long as a short answer.
-    text = body.decode()
-    answer, end = _decoder.raw_decode(text)
-    if end != len(text):
-        raise ValueError("there is something behind the answer")
-    return answer
 
 
 def _checksum(start: bytes, rest: bytes, digest: str) -> int:

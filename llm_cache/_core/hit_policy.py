@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache, partial
 from operator import mul
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from llm_cache._core import guards
 from llm_cache._core.types import Candidate
@@ -43,8 +43,7 @@ class Verdict(StrEnum):
     REFUSE = "refuse"
 
 
-@dataclass(frozen=True, slots=True)
-class Judged:
+class Judged(NamedTuple):
     """A candidate, and what a policy says of it."""
 
     candidate: Candidate
@@ -114,8 +113,7 @@ class Neighbourhood:
         return known and self.margin >= ISOLATED_MARGIN
 
 
-@dataclass(frozen=True, slots=True)
-class Judgement:
+class Judgement(NamedTuple):
     """What a policy says of one candidate."""
 
     verdict: Verdict
@@ -166,7 +164,7 @@ def judge_each(prompt: str, candidates: Sequence[Candidate], policy: Policy) -> 
             said = policy.judge(candidate.similarity, rank, around, words)
         except Exception as error:  # noqa: BLE001 - a guard that fails has let nothing pass
             said = Judgement(Verdict.REFUSE, f"guard failed: {type(error).__name__}")
-        yield Judged(candidate, said.verdict, said.reason, said.confidence, said.shortfall)
+        yield Judged(candidate, *said)
 
 
 class _Reading:
@@ -237,7 +235,7 @@ class ThresholdPolicy:
         if similarity >= _reachable(enough):
             return Judgement(Verdict.SERVE)
         if self.verify_from is not None and similarity >= _reachable(self.verify_from):
-            return replace(_below(enough, similarity), verdict=Verdict.VERIFY)
+            return _below(enough, similarity)._replace(verdict=Verdict.VERIFY)
         return _below(enough, similarity, "for a language without word lists")
 
     def _enough(self, rank: int, around: Neighbourhood) -> float:
@@ -256,8 +254,14 @@ def _reachable(threshold: float) -> float:
 
 
 def _below(threshold: float, similarity: float, why: str = "") -> Judgement:
-    reason = f"similarity below {threshold:g} {why}".rstrip()
+    reason = _says_below(threshold, why)
     return Judgement(Verdict.REFUSE, reason, shortfall=threshold - similarity)
+
+
+@lru_cache(maxsize=64)
+def _says_below(threshold: float, why: str) -> str:
+    # Nearly all candidates are refused, and nearly all for the same reason.
+    return f"similarity below {threshold:g} {why}".rstrip()
 
 
 def _vetoed(objection: str, shortfall: float, confidence: float | None = None) -> Judgement:

@@ -15,6 +15,7 @@ SCHEMA = b"llm_cache/2"
 """Version of the key schema; part of every digest."""
 
 _DIGEST_BYTES = 21
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
 _DIGEST = re.compile("[A-Za-z0-9_-]{28}")
 
 
@@ -69,8 +70,9 @@ class Scope:
         ended = self._begun.copy()
         encoded = normalized.encode()
         ended.update(b"%d:%b" % (len(encoded), encoded))
-        digest: str = b2a_base64(ended.digest()[:_DIGEST_BYTES], newline=False).decode()
-        return digest.replace("+", "-").replace("/", "_")
+        plain = b2a_base64(ended.digest()[:_DIGEST_BYTES], newline=False)
+        digest: str = plain.translate(_URL_SAFE).decode()
+        return digest
 
 
 def tenant_id(tenant: str | None, secret: str | None) -> str | None:
@@ -160,6 +162,13 @@ class Keys:
     def entry_prefix(self, space: str) -> str:
         """Return what all keys of semantic entries of one vector space begin with."""
         return f"{self.namespace}:s:{space}:"
+
+    def entry_digest(self, space: str, entry_key: str) -> str | None:
+        """Return the digest in the key of a semantic entry of *space*; `None` for any other."""
+        prefix = f"{self.namespace}:s:{space}:{{"
+        if not entry_key.startswith(prefix) or not entry_key.endswith("}:0"):
+            return None
+        return entry_key[len(prefix) : -3]
 
     def entry_space(self, entry_key: str) -> str:
         """Return the vector space of the semantic entry *entry_key*, a key of this namespace."""

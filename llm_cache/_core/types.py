@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from math import inf
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 Json = Any
 """A JSON value: `None`, `bool`, `int`, `float`, `str`, or a list or dict of them."""
@@ -113,21 +113,24 @@ class Entry:
         return replace(self, origin=origin, similarity=similarity)
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A neighbour of the prompt in its own scope, nearest first, before threshold and guards."""
 
     key: str
     """Redis key of the semantic entry."""
     digest: str
     """Digest of the answer it leads to."""
-    prompt: str = field(repr=False)
+    prompt: str
     similarity: float
     group: str = ""
     """What its answer says: equal for candidates whose answers are the same. Empty where nobody
     knows; then `digest` stands for it, and no two candidates agree."""
-    signature: bytes = field(default=b"", repr=False)
+    signature: bytes = b""
     """What the guards need to know of the prompt, where it is kept."""
+
+    def __repr__(self) -> str:
+        """Tell nothing of the prompt."""
+        return f"Candidate({self.key!r}, similarity={self.similarity!r}, group={self.group!r})"
 
 
 def answer_text(answer: Json) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from hashlib import shake_256
 from typing import Any
@@ -49,15 +50,16 @@ def check_vectors(vectors: Any, *, count: int, dimensions: int | None, model_id:
             f"embedder {model_id!r} answered vectors of {rows.shape[1]} dimensions instead of"
             f" {dimensions}: correct the embedder's `dimensions`"
         )
-    norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+    # As Python's numbers: mostly there is one row, for which numpy's checks would take longer.
+    norms = [math.sqrt(square) for square in np.einsum("ij,ij->i", rows, rows).tolist()]
     # One value that is not finite is enough to make the whole norm such.
-    if not np.isfinite(norms).all():
+    if not all(map(math.isfinite, norms)):
         raise InvalidEmbedding(f"embedder {model_id!r} answered NaN, infinite or huge values")
-    if (norms < _LEAST_NORM).any():
+    if min(norms, default=1.0) < _LEAST_NORM:
         raise InvalidEmbedding(
             f"embedder {model_id!r} answered a vector of zeros, which has no direction to compare"
         )
-    unit: Vector = rows / norms[:, np.newaxis]
+    unit: Vector = rows / (norms[0] if count == 1 else np.array(norms, np.float32)[:, np.newaxis])
     return unit
 
 

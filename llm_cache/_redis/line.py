@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from secrets import token_bytes
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hiredis import pack_command
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -29,10 +29,8 @@ from redis.exceptions import ResponseError
 from llm_cache._deadline import lag_s
 from llm_cache._redis.connection import Command, Connection, Lane, raise_first
 from llm_cache._redis.link import Link, closed
+from llm_cache._redis.wire import Wire
 from llm_cache.errors import StoreError, StoreTimeout
-
-if TYPE_CHECKING:
-    from redis.asyncio.connection import AbstractConnection
 
 MOST_ON_THEIR_WAY = 4
 """Turns that are sent and not answered yet. From two on the server is busy all the time; what is
@@ -108,7 +106,7 @@ class Line:
             StoreTimeout: no answer within `redis_timeout_s`, the time in the queue included.
             StoreUnavailable: Redis refused one of them, or went away.
         """
-        answers = await self._connection.run(self._answered(commands))
+        answers = await self.replies(commands)
         for answer in answers:
             if isinstance(answer, ResponseError):
                 raise_first(commands, answers)
@@ -116,7 +114,20 @@ class Line:
 
     async def replies(self, commands: Sequence[Command]) -> list[Any]:
         """Do what `execute_all` does, with what was refused among the answers as its error."""
-        return await self._connection.run(self._answered(commands))
+        # Everybody waits for a future of his own, so that one who leaves takes nobody along.
+        turn = _Turn(commands, next(self._names), asyncio.get_running_loop().create_future())
+        if self._is_busy:
+            self._waiting.append(turn)
+            return await self._connection.run(turn.future)
+        self._is_busy = True
+        try:
+            # Sent before anything else is done: the server is at it while the time is taken.
+            wire = self._link.wire
+            if wire is not None:
+                wire.post(_packed([turn]))
+            return await self._connection.run(self._exchange(turn, wire))
+        finally:
+            self._go_on()
 
     async def aclose(self) -> None:
         """Let go of the connection. Whoever still waits gets an error."""
@@ -130,20 +141,6 @@ class Line:
         self._sent.clear()
         self._waiting.clear()
         await self._link.aclose()
-
-    async def _answered(self, commands: Sequence[Command]) -> list[Any]:
-        # Everybody waits for a future of his own, so that one who leaves takes nobody along.
-        turn = _Turn(commands, next(self._names), asyncio.get_running_loop().create_future())
-        if self._is_busy:
-            self._waiting.append(turn)
-            answers = await turn.future
-        else:
-            self._is_busy = True
-            try:
-                answers = await self._exchange(turn)
-            finally:
-                self._go_on()
-        return answers
 
     def _go_on(self) -> None:
         """Serve whoever has come meanwhile, in one task for all of them."""
@@ -169,10 +166,10 @@ class Line:
         if not self._sent:
             return
         try:
-            link = await self._link.connected()
+            wire = await self._link.connected()
             if batch:
-                await _send(link, batch)
-            answers = await _read(link, self._sent[0])
+                await wire.send(_packed(batch))
+            answers = await _read(wire, self._sent[0])
         except BaseException:
             # A reply may still be on its way; the next turn must not take it for its own.
             await self._link.hang_up()
@@ -200,19 +197,21 @@ class Line:
                 turn.was_lost = True
                 self._waiting.appendleft(turn)
 
-    async def _exchange(self, turn: _Turn) -> list[Any]:
+    async def _exchange(self, turn: _Turn, wire: Wire | None) -> list[Any]:
+        """Return the answers to *turn*, which was sent over *wire* already, if that is one."""
         try:
-            return await self._once(turn)
+            return await self._once(turn, wire)
         except RedisConnectionError:
             # The server may have closed an idle connection; one fresh try tells that from an
             # outage.
-            return await self._once(turn)
+            return await self._once(turn, None)
 
-    async def _once(self, turn: _Turn) -> list[Any]:
+    async def _once(self, turn: _Turn, wire: Wire | None) -> list[Any]:
         try:
-            link = await self._link.connected()
-            await _send(link, [turn])
-            return await _read(link, turn)
+            if wire is None:
+                wire = await self._link.connected()
+                await wire.send(_packed([turn]))
+            return await _read(wire, turn)
         except BaseException:
             await self._link.hang_up()
             raise
@@ -268,23 +267,14 @@ def enough_on_their_way() -> int:
     return min(_MOST_WHEN_LATE, MOST_ON_THEIR_WAY + int(lag_s() / _TURN_S))
 
 
-async def _send(link: AbstractConnection, turns: Sequence[_Turn]) -> None:
-    # hiredis packs in an eighth of the time that the connection takes, which a search would feel.
+def _packed(turns: Sequence[_Turn]) -> bytes:
     commands = [command for turn in turns for command in (*turn.commands, ("PING", turn.name))]
-    packed = b"".join([pack_command(command) for command in commands])
-    # A health check would read the replies of others.
-    await link.send_packed_command(packed, check_health=False)
+    return b"".join([pack_command(command) for command in commands])
 
 
-async def _read(link: AbstractConnection, turn: _Turn) -> list[Any]:
+async def _read(wire: Wire, turn: _Turn) -> list[Any]:
     """Return the answers to *turn*; what was refused is among them as its error."""
-    answers = []
-    for _ in range(len(turn.commands) + 1):
-        try:
-            answers.append(await link.read_response())
-        except ResponseError as error:
-            # The next reply has to be read all the same.
-            answers.append(error)
+    answers = await wire.replies(len(turn.commands) + 1)
     last = answers.pop()
     # A server that refuses even this refuses the others, too, and says why.
     if last != turn.name and not isinstance(last, ResponseError):

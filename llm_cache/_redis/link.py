@@ -7,11 +7,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from llm_cache._flight import SharedRun
+from llm_cache._redis.wire import Wire
 from llm_cache.errors import CacheClosed, StoreUnavailable
 
 if TYPE_CHECKING:
-    from redis.asyncio.connection import AbstractConnection
-
     from llm_cache._redis.connection import Connection, Lane
 
 _PARTING_S = 0.5
@@ -32,7 +31,7 @@ class Link:
     def __init__(self, connection: Connection, lane: Lane | None = None) -> None:
         self._connection = connection
         self._lane = lane
-        self._made: AbstractConnection | None = None
+        self._made: Wire | None = None
         self._making = SharedRun(self._make, name="llm_cache.link")
         self._is_closed = False
 
@@ -41,18 +40,25 @@ class Link:
         """Whether there is a connection."""
         return self._made is not None
 
-    async def connected(self) -> AbstractConnection:
+    @property
+    def wire(self) -> Wire | None:
+        """The connection, if it is up."""
+        made = self._made
+        return made if made is not None and made.is_open else None
+
+    async def connected(self) -> Wire:
         """Return the connection.
 
         Raises:
             StoreUnavailable: it was closed.
             RedisError, OSError: there is no way to the server.
         """
-        made = self._made
-        if made is not None and made.is_connected:
+        if (made := self.wire) is not None:
             return made
         if self._is_closed:
             raise closed()
+        # One that was lost by itself is not closed yet.
+        await self.hang_up()
         try:
             made = await self._making.join()
         except CacheClosed:
@@ -67,7 +73,7 @@ class Link:
         """Close the connection; the next user gets a new one."""
         made, self._made = self._made, None
         if made is not None:
-            await made.disconnect(nowait=True)
+            await made.close(nowait=True)
 
     async def aclose(self) -> None:
         """Close the connection for good."""
@@ -81,17 +87,17 @@ class Link:
         if made is not None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_PARTING_S):
-                    await made.disconnect()
+                    await made.close()
 
-    async def _make(self) -> AbstractConnection:
-        link = (self._lane or self._connection.lane()).dedicated()
+    async def _make(self) -> Wire:
+        connection = (self._lane or self._connection.lane()).dedicated()
         try:
-            await link.connect()  # type: ignore[no-untyped-call]
+            await connection.connect()  # type: ignore[no-untyped-call]
         except BaseException:
-            await link.disconnect(nowait=True)
+            await connection.disconnect(nowait=True)
             raise
-        self._made = link
-        return link
+        made = self._made = Wire(connection)
+        return made
 
 
 def closed() -> StoreUnavailable:

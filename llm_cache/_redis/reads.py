@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Sequence
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hiredis import pack_command
 from redis.exceptions import AskError, ResponseError
@@ -23,10 +23,8 @@ from llm_cache._deadline import now_s
 from llm_cache._flight import observe
 from llm_cache._redis.connection import Connection, Lane, raise_first
 from llm_cache._redis.link import Link, closed
+from llm_cache._redis.wire import Wire
 from llm_cache.errors import StoreError
-
-if TYPE_CHECKING:
-    from redis.asyncio.connection import AbstractConnection
 
 _MOST_KEYS = 512
 """Keys that are asked for at once: enough to make the round trip cheap, few enough not to hold up
@@ -138,7 +136,13 @@ class CoalescedReads:
         self._is_busy = True
         future: asyncio.Future[Read] = asyncio.get_running_loop().create_future()
         try:
-            await self._connection.run(self._fetch({key: [future]}), timeout_s=self._timeout_s)
+            # Sent before anything else is done: the server is at it while the time is taken.
+            wire = None if self._is_doubtful else self._link.wire
+            if wire is not None:
+                wire.post(self._packed([key]))
+            await self._connection.run(
+                self._fetch({key: [future]}, wire), timeout_s=self._timeout_s
+            )
         finally:
             self._go_on()
         return future.result()
@@ -181,26 +185,29 @@ class CoalescedReads:
                 # Each its own: a shared exception would collect the traceback of every caller.
                 future.set_exception(type(error)(*error.args))
 
-    async def _fetch(self, batch: _Batch) -> None:
-        """Give those who wait in *batch* their values, and take them out of it."""
+    async def _fetch(self, batch: _Batch, wire: Wire | None = None) -> None:
+        """Give those who wait in *batch* their values, and take them out of it.
+
+        *wire* is what they were asked for over already, if they were.
+        """
         try:
-            await self._exchange(batch)
+            await self._exchange(batch, wire)
         except RedisConnectionError:
             # The server may have closed an idle connection; one fresh try tells that from an
             # outage.
-            await self._exchange(batch)
+            await self._exchange(batch, None)
 
-    async def _exchange(self, batch: _Batch) -> None:
+    async def _exchange(self, batch: _Batch, wire: Wire | None) -> None:
         parts = _parts(list(batch))
         try:
-            if self._is_doubtful:
-                self._is_doubtful = False
-                await self._link.hang_up()
-            link = await self._link.connected()
-            packed = b"".join([self._packed(keys) for keys in parts])
-            await link.send_packed_command(packed, check_health=False)
+            if wire is None:
+                if self._is_doubtful:
+                    self._is_doubtful = False
+                    await self._link.hang_up()
+                wire = await self._link.connected()
+                await wire.send(b"".join([self._packed(keys) for keys in parts]))
             for keys in parts:
-                _hand_out(batch, keys, await self._values(link, len(keys)))
+                _hand_out(batch, keys, await self._values(wire, len(keys)))
                 if batch:
                     # These run first, even where the next are there as well.
                     await asyncio.sleep(0)
@@ -213,27 +220,21 @@ class CoalescedReads:
 
     def _packed(self, keys: Sequence[str]) -> bytes:
         """Return what asks for the values of *keys*, with the companion all of one moment."""
-        # hiredis packs in an eighth of the time that the connection takes.
         commands: list[tuple[Any, ...]] = [("GET", key) for key in keys]
         if self._companion is not None:
             commands = [("MGET", *keys, self._companion)]
         return b"".join([pack_command(command) for command in commands])
 
-    async def _values(self, link: AbstractConnection, count: int) -> list[Any]:
+    async def _values(self, wire: Wire, count: int) -> list[Any]:
         """Return the values of so many keys that were asked for, and that of the companion."""
-        if self._companion is not None:
-            reply = await link.read_response()
-            if type(reply) is not list or len(reply) != count + 1:
-                raise RedisConnectionError("the reply to MGET has another shape")
-            return list(reply)
-        values: list[Any] = []
-        for _ in range(count):
-            try:
-                values.append(await link.read_response())
-            except ResponseError as error:
-                # The next reply has to be read all the same.
-                values.append(error)
-        return [*values, None]
+        if self._companion is None:
+            return [*await wire.replies(count), None]
+        (reply,) = await wire.replies(1)
+        if isinstance(reply, ResponseError):
+            raise reply
+        if type(reply) is not list or len(reply) != count + 1:
+            raise RedisConnectionError("the reply to MGET has another shape")
+        return reply
 
 
 class SplitReads:

@@ -14,7 +14,7 @@ from llm_cache.errors import StoreUnavailable
 _LEAST_SMALL = 500
 _ASSUMED = 100_000
 """Entries of an index whose size is being asked at the same time as that of a scope."""
-_LEAST_EF, _MOST_EF = 40, 400
+_LEAST_EF, _MOST_EF = 20, 400
 _AGE_S = 60.0
 _SCOPES_KEPT = 50_000
 

@@ -31,7 +31,7 @@ from redis.exceptions import ResponseError
 
 from llm_cache._core.encryption import Cipher
 from llm_cache._core.kept import Kept, open_kept
-from llm_cache._core.keys import Keys, answer_digest
+from llm_cache._core.keys import Keys
 from llm_cache._core.types import Candidate
 from llm_cache._core.vectors import Vector, salted_blob
 from llm_cache._flight import SharedRun
@@ -271,8 +271,16 @@ class VectorStore:
         Raises:
             StoreUnavailable: it is no reply to a search.
         """
+        tag = scope.encode()
         try:
-            found = [self._candidate(name, row, scope) for name, row in _rows(reply)]
+            found = [
+                # A row without fields is an entry that expired between the search and the reply;
+                # a row of another scope is what the graph finds where the scope has fewer entries
+                # than asked for.
+                self._candidate(name, row, scope)
+                for name, row in _rows(reply)
+                if row.get(b"scope") == tag and b"distance" in row
+            ]
         except (TypeError, ValueError, AttributeError, LookupError, OverflowError) as error:
             raise StoreUnavailable("a search was answered with something else") from error
         candidates = [candidate for candidate in found if candidate is not None]
@@ -281,14 +289,10 @@ class VectorStore:
         return candidates
 
     def _candidate(self, name: Any, row: Mapping[Any, Any], scope: str) -> Candidate | None:
-        # A row without fields is an entry that expired between the search and the reply; a row of
-        # another scope is what the graph finds where the scope has fewer entries than asked for.
-        if b"distance" not in row or row.get(b"scope") != scope.encode():
-            return None
         key, similarity = name.decode(), 1 - float(row[b"distance"])
-        digest = answer_digest(key)
+        digest = self._keys.entry_digest(self.space, key)
         # Of vectors that are rounded. The comparison is false for NaN, too.
-        if key != self._keys.entry(self.space, digest) or not abs(similarity) <= 1 + _ROUNDING:
+        if digest is None or not abs(similarity) <= 1 + _ROUNDING:
             return None
         try:
             kept = open_kept(row.get(b"prompt", b""), self._cipher, self.space, scope, digest)

@@ -59,13 +59,13 @@ def test_late_event_loop_sends_more_at_a_time(lag_s, turns, monkeypatch):
 
 
 async def test_no_more_are_on_their_way_than_allowed(line, monkeypatch):
-    send, sizes = module._send, []
+    packed, sizes = module._packed, []
 
-    async def note(link, commands):
-        sizes.append(len(commands))
-        await send(link, commands)
+    def note(turns):
+        sizes.append(len(turns))
+        return packed(turns)
 
-    monkeypatch.setattr(module, "_send", note)
+    monkeypatch.setattr(module, "_packed", note)
     await asyncio.gather(*(line.execute("PING") for _ in range(50)))
     assert sum(sizes) == 50
     assert max(sizes) == 4
@@ -73,14 +73,12 @@ async def test_no_more_are_on_their_way_than_allowed(line, monkeypatch):
 
 @pytest.mark.parametrize("callers", [1, 20])
 async def test_replies_that_got_out_of_step_reach_nobody(line, redis, monkeypatch, callers):
-    send, strays = module._send, [b"ECHO stray\r\n"]
+    packed, strays = module._packed, [b"ECHO stray\r\n"]
 
-    async def one_more(link, turns):
-        if strays:
-            await link.send_packed_command(strays.pop(), check_health=False)
-        await send(link, turns)
+    def one_more(turns):
+        return (strays.pop() if strays else b"") + packed(turns)
 
-    monkeypatch.setattr(module, "_send", one_more)
+    monkeypatch.setattr(module, "_packed", one_more)
     for _ in range(2):
         texts = [f"{i}".encode() for i in range(callers)]
         assert await asyncio.gather(*(line.execute("ECHO", text) for text in texts)) == texts

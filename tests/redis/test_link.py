@@ -5,6 +5,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from hiredis import pack_command
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from llm_cache._redis.connection import Connection
@@ -34,9 +35,9 @@ async def step(turns: int) -> None:
 
 async def ping(link: Link) -> bytes:
     wire = await link.connected()
-    await wire.send_command("PING")
-    answer: bytes = await wire.read_response()
-    return answer
+    await wire.send(pack_command(("PING",)))
+    (answer,) = await wire.replies(1)
+    return bytes(answer)
 
 
 async def test_connection_is_made_once_and_again_when_it_was_given_up(connection, made):
@@ -69,6 +70,21 @@ async def test_connection_given_up_at_any_moment_is_closed(connection, made, end
         if is_done:
             break
     assert turns > 3
+
+
+async def test_connection_that_the_server_closed_is_made_anew_before_it_is_used(
+    connection, made, redis
+):
+    link = Link(connection)
+    assert link.wire is None
+    await ping(link)
+    await redis.client_kill_filter(_type="normal", skipme=True)
+    async with asyncio.timeout(5):
+        while link.wire is not None:  # noqa: ASYNC110 - the link tells nobody
+            await asyncio.sleep(0)
+    assert await ping(link) == b"PONG"
+    assert [each.is_connected for each in made] == [False, True]
+    await link.aclose()
 
 
 async def test_closed_link_is_not_made_again_and_one_that_was_reset_is(connection, made):

@@ -59,11 +59,11 @@ async def test_closing_answers_who_waits_for_a_read_that_is_under_way(reads, mon
     first_began, first_may_end, second_began = (asyncio.Event() for _ in range(3))
     exchange = reads._exchange
 
-    async def hold(batch: Mapping[str, Any]) -> None:
+    async def hold(batch: Mapping[str, Any], wire: Any) -> None:
         if "first" in batch:
             first_began.set()
             await first_may_end.wait()
-            await exchange(batch)
+            await exchange(batch, wire)
         else:
             second_began.set()
             await asyncio.Event().wait()
@@ -85,10 +85,10 @@ async def test_reads_go_on_after_one_that_was_closed_before_it_began(reads, monk
     first_began, first_may_end = asyncio.Event(), asyncio.Event()
     exchange = reads._exchange
 
-    async def hold(batch: Mapping[str, Any]) -> None:
+    async def hold(batch: Mapping[str, Any], wire: Any) -> None:
         first_began.set()
         await first_may_end.wait()
-        await exchange(batch)
+        await exchange(batch, wire)
 
     monkeypatch.setattr(reads, "_exchange", hold)
 
