@@ -11,6 +11,14 @@ from llm_cache._core import guards
 from llm_cache._core.hit_policy import Policy, decide, remembered, remembered_packed
 from llm_cache._core.types import Candidate
 
+SIMILAR = (
+    "How can I change the delivery address of my order?",
+    "Can I change the shipping address on an order?",
+    "How do I update the delivery address for my last order?",
+    "Where do I edit the delivery address of an order?",
+    "How can I change my order's delivery address after paying?",
+)
+"""Wordings of one question: to each of them all others are candidates."""
 _ROUNDS = 400
 
 

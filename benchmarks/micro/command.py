@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.micro import (
+    client,
     concurrent,
     encryption,
     exact,
@@ -46,6 +47,7 @@ REGISTRY: dict[str, Micro] = {
     for module in (
         *(
             exact,
+            client,
             hooks,
             encryption,
             concurrent,

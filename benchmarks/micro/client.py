@@ -1,0 +1,96 @@
+"""What a call costs in this process alone, without Redis, the embedder or the model.
+
+Digest and scope of a conversation of 20 messages, as `chat()` plans it (nothing is remembered of
+lists of messages); a stored answer of 2 KB, from its bytes to the JSON; and what decides on four
+candidates, all similar enough and none seen before, guards included. Medians, in µs, with the
+bounds that they were built to.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+from openai import AsyncOpenAI
+
+from benchmarks.correctness import speed
+from benchmarks.micro.settings import Micro, Row, Settings
+from llm_cache import CacheConfig, LocalEmbedder
+from llm_cache._core.codec import decode_entry, encode_entry
+from llm_cache._core.hit_policy import ThresholdPolicy
+from llm_cache._core.types import Entry
+from llm_cache._http.upstream import Upstream
+from llm_cache._plan import Planner
+
+_TURNS = 20
+_ANSWER_BYTES = 2_000
+_DIGEST = "A" * 28
+
+
+async def run(settings: Settings) -> list[Row]:
+    """Measure all of it."""
+    repeats = 200 if settings.quick else 5_000
+    policy = ThresholdPolicy(LocalEmbedder.similarity_threshold)
+    decided = speed.measure(speed.SIMILAR, policy)
+    return [
+        _row(f"digest and scope of {_TURNS} messages", _median_us(_planned(), repeats), 60),
+        _row("a stored answer of 2 KB, decoded", _median_us(_decoded(), repeats), 10),
+        _row("decision over 4 candidates, guards included", decided.from_prompts_us, 150),
+        _row("the same, candidates known", decided.from_known_us),
+        _row("the same, from stored signatures", decided.from_signatures_us),
+    ]
+
+
+def _planned() -> Callable[[], object]:
+    planner, model = Planner(CacheConfig()), Upstream(AsyncOpenAI(api_key="none"))
+    messages = [{"role": "system", "content": "You are a helpful assistant. " * 4}]
+    for turn in range(1, _TURNS):
+        role = "user" if turn % 2 else "assistant"
+        messages.append({"role": role, "content": f"What is to be said in turn {turn}? " * 6})
+    options = {"model": "gpt-4o-mini", "tenant": "acme"}
+    return lambda: planner.chat(messages, model, options, {"temperature": 0})
+
+
+def _decoded() -> Callable[[], object]:
+    message = {"role": "assistant", "content": "All in good time. " * (_ANSWER_BYTES // 18)}
+    answer = {
+        "id": "chatcmpl-9zX8",
+        "object": "chat.completion",
+        "created": 1_760_000_000,
+        "model": "gpt-4o-mini",
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 21, "completion_tokens": 400, "total_tokens": 421},
+    }
+    entry = Entry(
+        answer=answer,
+        created_s=1_760_000_000.0,
+        fresh_until_s=1_760_086_400.0,
+        stamp="0" * 32,
+        model="gpt-4o-mini",
+        tenant="acme",
+        tags=("greetings",),
+    )
+    blob = encode_entry(entry, _DIGEST, compress=False)
+    return lambda: decode_entry(blob, _DIGEST)
+
+
+def _median_us(work: Callable[[], object], repeats: int) -> float:
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times) * 1e6
+
+
+def _row(what: str, took_us: float, bound_us: float | None = None) -> Row:
+    return {"what": what, "took_us": round(took_us, 1), "bound_us": bound_us}
+
+
+BENCHMARK = Micro(
+    name="client",
+    run=run,
+    about=__doc__,
+    columns={"": "what", "µs": "took_us:.1f", "bound": "bound_us:,"},
+)
