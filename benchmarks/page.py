@@ -84,6 +84,10 @@ def _scale(_name: str, rows: list[dict[str, Any]]) -> str:
     return f"{table(scale.COLUMNS, scale.rows(rows, assumed))}\n\n{given}"
 
 
+def _scale_checks(_name: str, rows: list[dict[str, Any]]) -> str:
+    return table(scale.CHECK_COLUMNS, scale.checks(rows))
+
+
 def _faults(columns: Mapping[str, str]) -> Callable[[str, list[dict[str, Any]]], str]:
     def view(_name: str, rows: list[dict[str, Any]]) -> str:
         shown = [faults.told(row) for row in faults.of_kind(columns, rows)]
@@ -105,6 +109,7 @@ def _provenance(kept: dict[str, Any]) -> str:
 _VIEWS: dict[str, tuple[str, Callable[[str, list[dict[str, Any]]], str]]] = {
     "growth-ef": ("growth", _by_ef),
     "scale": ("growth", _scale),
+    "scale-checks": ("growth", _scale_checks),
     "faults": ("faults", _faults(faults.COLUMNS)),
     "faults-ends": ("faults", _faults(faults.END_COLUMNS)),
     "faults-leader": ("faults", _faults(faults.LEADER_COLUMNS)),

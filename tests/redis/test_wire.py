@@ -16,7 +16,7 @@ from llm_cache._redis.wire import Wire
 
 
 def packed(*command: Any) -> bytes:
-    words: tuple[Any] = command  # type: ignore[assignment]  # typed as a tuple of one
+    words: tuple[Any] = command
     data: bytes = pack_command(words)
     return data
 
