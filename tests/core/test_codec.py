@@ -1,10 +1,11 @@
+import json
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_cache._core import packing
+from llm_cache._core import codec, packing
 from llm_cache._core.codec import (
     _CHECKED,
     _checksum,
@@ -33,6 +34,18 @@ ENTRY = Entry(
 
 def test_entry_survives_the_way_through_bytes():
     assert decode_entry(encode_entry(ENTRY, DIGEST), DIGEST) == ENTRY
+
+
+@pytest.mark.parametrize("parser", ["jiter", "json"])
+@pytest.mark.parametrize("depth", [1, 199])
+def test_answers_of_any_depth_that_is_stored_are_read_by_either_parser(monkeypatch, parser, depth):
+    if parser == "json":
+        monkeypatch.setattr(codec, "from_json", json.loads)
+    answer: object = [2**70, -0.5, 1e300, None, True, "\u2028 Grüße 🙂"]
+    for _ in range(depth):
+        answer = {"in": answer}
+    entry = replace(ENTRY, answer=answer)
+    assert decode_entry(encode_entry(entry, DIGEST), DIGEST) == entry
 
 
 def test_repr_shows_no_answer():
