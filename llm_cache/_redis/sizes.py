@@ -106,7 +106,7 @@ def ef_runtime(entries: int) -> int:
     candidates keep the very nearest in 99 of 100 searches, which `python -m benchmarks micro
     growth` has found for 10,000 to a million: 20 to 126 candidates.
     """
-    return min(max(round(entries**0.4 / 2), _LEAST_EF), _MOST_EF)
+    return min(max(round(math.pow(entries, 0.4) / 2), _LEAST_EF), _MOST_EF)
 
 
 def entries_of(info: Any) -> int:
