@@ -59,7 +59,7 @@ class Server:
         sizes = [row["entries"] for row in growth]
         return cls(
             bytes_per_entry=max(growth, key=lambda row: row["entries"])["bytes_per_entry"],
-            insert_us=_line(_decades, sizes, [1e6 / row["inserts_per_s"] for row in growth]),
+            insert_us=_line(math.log10, sizes, [1e6 / row["inserts_per_s"] for row in growth]),
             lookup_ms=_line(_work, sizes, [row["hit_p50_ms"] for row in growth]),
             spread=statistics.median(row["hit_p99_ms"] / row["hit_p50_ms"] for row in growth),
         )
@@ -67,7 +67,7 @@ class Server:
     def inserts_per_s(self, entries: int) -> float:
         """Return how many entries a second are stored where there are so many."""
         start, slope = self.insert_us
-        return 1e6 / (start + slope * _decades(entries))
+        return 1e6 / (start + slope * math.log10(entries))
 
     def lookup_p50_ms(self, entries: int) -> float:
         """Return what half of the look-ups that hit take at most."""
@@ -125,10 +125,6 @@ def _needs(count: int, server: Server, assumed: Assumptions) -> Row:
         "inserts_per_s": round(inserts_per_s),
         "fill_hours": count / inserts_per_s / 3600,
     }
-
-
-def _decades(entries: int) -> float:
-    return math.log10(entries)
 
 
 def _work(entries: int) -> float:

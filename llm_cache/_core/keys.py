@@ -165,10 +165,12 @@ class Keys:
 
     def entry_digest(self, space: str, entry_key: str) -> str | None:
         """Return the digest in the key of a semantic entry of *space*; `None` for any other."""
-        prefix = f"{self.namespace}:s:{space}:{{"
+        prefix = f"{self.entry_prefix(space)}{{"
         if not entry_key.startswith(prefix) or not entry_key.endswith("}:0"):
             return None
-        return entry_key[len(prefix) : -3]
+        digest = entry_key[len(prefix) : -3]
+        # As `answer_digest` reads it, there are no braces but those around it.
+        return None if "{" in digest or "}" in digest else digest
 
     def entry_space(self, entry_key: str) -> str:
         """Return the vector space of the semantic entry *entry_key*, a key of this namespace."""

@@ -87,3 +87,10 @@ def test_blind_spots_narrow_the_scope():
     scope = names()[1]
     assert narrow(scope, "") == scope
     assert len({scope, narrow(scope, "🙂"), narrow(scope, "🙃")}) == 3
+
+
+@pytest.mark.parametrize("strange", ["n:s:space:{a}:1", "n:s:other:{a}:0", "n:s:space:{a}:0{b}:0"])
+def test_digest_is_read_from_keys_of_entries_of_the_space_alone(strange):
+    keys = Keys("n")
+    assert keys.entry_digest("space", keys.entry("space", "a")) == "a"
+    assert keys.entry_digest("space", strange) is None
