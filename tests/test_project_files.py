@@ -25,7 +25,12 @@ ENVIRONMENT = {
     for name, value in os.environ.items()
     if not name.startswith("MAKE") and name not in {"MFLAGS", "ARGS", "PYTHON"}
 }
-FLAGS = {"--appendonly": "yes", "--maxmemory": "2gb", "--maxmemory-policy": "allkeys-lru"}
+FLAGS = {
+    "--appendonly": "yes",
+    "--maxmemory": "2gb",
+    "--maxmemory-policy": "allkeys-lru",
+    "--hash-max-listpack-value": "8192",
+}
 
 
 def read(name: str) -> str:

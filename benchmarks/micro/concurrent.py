@@ -4,7 +4,9 @@
 the value is the one stored under its key. Whole `chat()` hits (hashing, epoch check and decoding
 included); the look-up by key (`ExactStore.lookup`, which has no public door), which checks the
 epoch and that the bytes are whole and belong to the key; and the same with the answer decoded.
-At 10,000 callers nobody may get an error, and the server counts our connections meanwhile.
+Beside them what somebody reaches who has all keys at hand: redis-py's pipeline of as many `GET`s
+as there are callers. At 10,000 callers nobody may get an error, and the server counts our
+connections meanwhile.
 
 And one caller alone: `ExactStore.lookup`'s read, coalesced, beside the same `MGET` through the
 cache's pool, which is what there would be without coalescing.
@@ -36,6 +38,9 @@ _READS = 10_000
 _ALONE = 3_000
 
 Read = Callable[[int], Awaitable[None]]
+Crowd = Callable[[int], Awaitable[None]]
+"""Reads for so many callers, `_reads(callers)` in all."""
+_FLOOR = "GET"
 
 
 async def run(settings: Settings) -> list[Row]:
@@ -86,7 +91,7 @@ async def _ways(
     prompts: list[str],
     answers: list[str],
     keys: dict[int, str],
-) -> dict[str, Read]:
+) -> dict[str, Crowd]:
     stored: Any = await bare.mget([keys[i] for i in range(_KEYS)])
     digests = {i: key[key.index("{") + 1 : key.index("}")] for i, key in keys.items()}
     headers = [blob[:HEADER_BYTES] for blob in stored]  # with a checksum over key and answer
@@ -110,12 +115,34 @@ async def _ways(
         if await bare.get(keys[i]) != stored[i]:
             raise AssertionError("a caller got the value of another key")
 
+    async def pipelined(callers: int) -> None:
+        for start in range(0, _reads(callers), callers):
+            numbers = [(start + i) * 7 % _KEYS for i in range(callers)]
+            pipeline = bare.pipeline(transaction=False)
+            for i in numbers:
+                pipeline.get(keys[i])
+            if await pipeline.execute() != [stored[i] for i in numbers]:
+                raise AssertionError("a pipeline got the value of another key")
+
     return {
-        "chat": chat,
-        "look-up by key": look_up,
-        "look-up by key, decoded": look_up_and_read,
-        "GET": get,
+        "chat": partial(_by_all, chat),
+        "look-up by key": partial(_by_all, look_up),
+        "look-up by key, decoded": partial(_by_all, look_up_and_read),
+        "GETs in redis-py's pipelines": pipelined,
+        _FLOOR: partial(_by_all, get),
     }
+
+
+async def _by_all(read: Read, callers: int) -> None:
+    async def call(caller: int) -> None:
+        for i in range(_reads(callers) // callers):
+            await read((caller * 31 + i * 7) % _KEYS)
+
+    await asyncio.gather(*(call(caller) for caller in range(callers)))
+
+
+def _reads(callers: int) -> int:
+    return callers * max(1, _READS // callers)
 
 
 def _text(answer: Any) -> str:
@@ -124,17 +151,17 @@ def _text(answer: Any) -> str:
 
 
 async def _together(
-    cache: LLMCache, ways: dict[str, Read], callers: int, settings: Settings
+    cache: LLMCache, ways: dict[str, Crowd], callers: int, settings: Settings
 ) -> list[Row]:
     rounds = 1 if settings.quick else _ROUNDS
     rates: dict[str, list[float]] = {name: [] for name in ways}
     most: dict[str, int] = {}
     for _ in range(rounds):
-        for name, read in ways.items():
-            rate, connections = await _rate(cache.redis_url, read, callers)
+        for name, crowd in ways.items():
+            rate, connections = await _rate(cache.redis_url, crowd, callers)
             rates[name].append(rate)
             most[name] = max(most.get(name, 0), connections)
-    floor = statistics.median(rates["GET"])
+    floor = statistics.median(rates[_FLOOR])
     return [
         {
             "what": name,
@@ -147,11 +174,11 @@ async def _together(
             "new_connections": most[name],
         }
         for name in ways
-        if name != "GET"
+        if name != _FLOOR
     ]
 
 
-async def _rate(url: str, read: Read, callers: int) -> tuple[float, int]:
+async def _rate(url: str, crowd: Crowd, callers: int) -> tuple[float, int]:
     """Return reads a second, and how many connections came on top meanwhile."""
     watcher = redis.Redis.from_url(url)
     before = len(await watcher.client_list())
@@ -163,18 +190,14 @@ async def _rate(url: str, read: Read, callers: int) -> tuple[float, int]:
             most = max(most, len(await watcher.client_list()))
             await asyncio.sleep(0.02)
 
-    async def call(caller: int) -> None:
-        for i in range(max(1, _READS // callers)):
-            await read((caller * 31 + i * 7) % _KEYS)
-
     watching = asyncio.create_task(watch())
     start = time.perf_counter()
-    await asyncio.gather(*(call(caller) for caller in range(callers)))
+    await crowd(callers)
     seconds = time.perf_counter() - start
     is_over = True
     await watching
     await watcher.aclose()
-    return callers * max(1, _READS // callers) / seconds, most - before
+    return _reads(callers) / seconds, most - before
 
 
 async def _alone(cache: LLMCache, keys: dict[int, str]) -> Row:

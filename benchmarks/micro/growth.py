@@ -40,6 +40,7 @@ _PER_KIND = 500
 _ANSWER_BYTES = 500
 _CHUNK = 10_000
 _EFS = (20, 50, 100, 150, 200, 400)
+_EF = re.compile("EF_RUNTIME ([0-9]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +103,8 @@ async def _grow(
         added_latency_budget_s=120,
         ttl_s=4 * 3600,
     )
-    grown = _Grown(mode)
-    async with LLMCache(settings.url, embedder=LocalEmbedder(), config=config) as cache:
+    grown, embedder = _Grown(mode), LocalEmbedder()
+    async with LLMCache(settings.url, embedder=embedder, config=config) as cache:
         bare = redis.Redis.from_url(cache.redis_url, protocol=3)
         empty_bytes = (await bare.info("memory"))["used_memory"]
         entries, seconds = 0, 0.0
@@ -114,8 +115,11 @@ async def _grow(
                 entries += count
             used = (await bare.info("memory"))["used_memory"] - empty_bytes
             asked = list(_questions(given, grown, settings.seed))
-            row = await _look_up(cache, bare, asked)
-            by_ef = await _by_ef(cache, bare, asked)
+            # A reader of its own knows the index as it is now; the one that fills it would learn
+            # within a minute.
+            async with LLMCache(cache.redis_url, embedder=embedder, config=config) as reader:
+                row = await _look_up(reader, bare, asked)
+                used_ef, by_ef = await _by_ef(reader, bare, asked)
             yield {
                 "mode": mode,
                 "entries": entries,
@@ -123,6 +127,7 @@ async def _grow(
                 "inserts_per_s": round(count / seconds),
                 "bytes_per_entry": round(used / entries),
                 **row,
+                "ef_runtime": used_ef,
                 "by_ef": by_ef,
             }
             if entries < size:
@@ -226,8 +231,10 @@ async def _look_up(cache: LLMCache, bare: redis.Redis, asked: Sequence[_Asked]) 
     }
 
 
-async def _by_ef(cache: LLMCache, bare: redis.Redis, asked: Sequence[_Asked]) -> list[Row]:
-    """Return what the hits' searches give and take with other values of `EF_RUNTIME`."""
+async def _by_ef(
+    cache: LLMCache, bare: redis.Redis, asked: Sequence[_Asked]
+) -> tuple[int | None, list[Row]]:
+    """Return the `EF_RUNTIME` of the hits' searches, and what they give and take with others."""
     hits = [one for one in asked if one.best >= _THRESHOLD + _TIE][:_PER_KIND]
     recorder = Recorder.on(cache)
     for one in hits:
@@ -242,7 +249,7 @@ async def _by_ef(cache: LLMCache, bare: redis.Redis, asked: Sequence[_Asked]) ->
         await bare.config_resetstat()
         found = 0
         for one, command in zip(hits, commands, strict=True):
-            query = re.sub("EF_RUNTIME [0-9]+", f"EF_RUNTIME {ef}", command[2])
+            query = _EF.sub(f"EF_RUNTIME {ef}", command[2])
             reply = await bare.execute_command(*command[:2], query, *command[3:])
             rows_found = [row[b"extra_attributes"] for row in reply[b"results"]]
             # A row of another scope is at a cosine of a quarter, far below what is counted here.
@@ -257,7 +264,9 @@ async def _by_ef(cache: LLMCache, bare: redis.Redis, asked: Sequence[_Asked]) ->
                 "server_us": search["usec_per_call"],
             }
         )
-    return rows
+    # An exact search has none.
+    used = _EF.search(commands[0][2]) if commands else None
+    return int(used[1]) if used else None, rows
 
 
 def _percentile_ms(times_s: Sequence[float], which: float) -> float | None:
@@ -272,6 +281,7 @@ BENCHMARK = Micro(
     columns={
         "growth": "mode",
         "entries": "entries:,",
+        "EF_RUNTIME": "ef_runtime",
         "near neighbours of a hit, p50": "near_neighbours_p50:,",
         "hit p50 ms": "hit_p50_ms:.2f",
         "p99": "hit_p99_ms:.2f",

@@ -15,9 +15,9 @@ import numpy.typing as npt
 from redis import asyncio as redis
 
 from benchmarks.micro import material
+from benchmarks.micro.layouts import statement
 from benchmarks.micro.material import Material, Vectors
 from benchmarks.micro.settings import Micro, Row, Settings
-from benchmarks.micro.variants import statement
 from llm_cache import CacheConfig, LLMCache, LocalEmbedder
 
 _SCOPES = 100

@@ -274,7 +274,7 @@ class Recorder:
     @classmethod
     def on(cls, cache: LLMCache) -> Recorder:
         """Begin to hear the searches of *cache*."""
-        store = _store(cache)
+        store = vector_store(cache)
         ask = store._ask
         recorder = cls([])
 
@@ -287,10 +287,11 @@ class Recorder:
 
     def off(self, cache: LLMCache) -> None:
         """Hear no more."""
-        del _store(cache)._ask
+        del vector_store(cache)._ask
 
 
-def _store(cache: LLMCache) -> VectorStore:
+def vector_store(cache: LLMCache) -> VectorStore:
+    """Return where *cache* keeps its vectors."""
     store = cache._semantic.vectors
     assert isinstance(store, VectorStore)  # noqa: S101 - a single server has one
     return store

@@ -1,9 +1,8 @@
 """Other ways to keep the semantic entries: what each costs in bytes, time and recall.
 
 The hash that the product writes, and the statement that makes its index, with one thing changed at
-a time; 20,000 real vectors in one scope. It speaks to `_redis` (`VectorStore.entry`, and what
-`FT.CREATE` the store sends), since no public door leads to other layouts. Bytes are those of hash
-and index alone, without the answer. Recall is that of the graph, above a similarity of 0.8.
+a time; 20,000 real vectors in one scope. Bytes are those of hash and index alone, without the
+answer. Recall is that of the graph, above a similarity of 0.8.
 """
 
 from __future__ import annotations
@@ -17,23 +16,18 @@ import numpy as np
 from redis import asyncio as redis
 
 from benchmarks.micro import material
+from benchmarks.micro.layouts import DTYPES, Statement, graph_recall, statement, with_value
 from benchmarks.micro.material import Material
 from benchmarks.micro.semantic import GivenVectors
 from benchmarks.micro.settings import Micro, Row, Settings
 from llm_cache import CacheConfig, LLMCache
 from llm_cache._core.keys import Keys
 from llm_cache._core.vectors import salted_blob
-from llm_cache._redis.connection import Connection
-from llm_cache._redis.vectors import VectorStore
 
 _ENTRIES = 20_000
 _SCOPE = "ybh36qrzakkpg722aidoozyjeoxe4pze"
-_THRESHOLD = 0.8
-_TIE = 0.002
 
-Statement = list[Any]
 Fields = dict[Any, Any]
-Vector = Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +36,8 @@ class _Variant:
     statement: Callable[[Statement], Statement] = field(default=lambda statement: statement)
     fields: Callable[[Fields], Fields] = field(default=lambda fields: fields)
     settings: Sequence[tuple[str, str]] = ()
-    ef: int = 50
-    blob: Callable[[Vector], bytes] | None = None
-
-
-def _put(name: str, value: Any) -> Callable[[Statement], Statement]:
-    """Return a change of the value behind *name*."""
-
-    def change(statement: Statement) -> Statement:
-        at = statement.index(name) + 1
-        return [*statement[:at], value, *statement[at + 1 :]]
-
-    return change
+    ef: int | None = 50
+    dtype: str = "FLOAT16"
 
 
 def _attribute(name: str, value: Any) -> Callable[[Statement], Statement]:
@@ -79,28 +63,11 @@ def _flat(statement: Statement) -> Statement:
     return [*statement[:at], "FLAT", len(chosen), *chosen]
 
 
-def _salted(vector: Vector) -> np.ndarray[Any, np.dtype[np.float16]]:
-    return np.frombuffer(salted_blob(vector, _SCOPE), dtype="<f2")
-
-
-def _bfloat16(vector: Vector) -> bytes:
-    # The upper half of a float32 is a bfloat16; with half of the last place added it is rounded.
-    bits = _salted(vector).astype("<f4").view("<u4") + np.uint32(0x8000)
-    upper: bytes = np.right_shift(bits, 16, dtype="<u4").astype("<u2").tobytes()
-    return upper
-
-
-def _int8(vector: Vector) -> bytes:
-    row = _salted(vector).astype(np.float32)
-    scaled: bytes = np.round(row / np.abs(row).max() * 127).astype(np.int8).tobytes()
-    return scaled
-
-
 _VARIANTS = (
     _Variant("as it is"),
-    *(_Variant(f"M {m}", _put("M", m)) for m in (6, 8, 12, 24, 32)),
-    _Variant("EF_CONSTRUCTION 100", _put("EF_CONSTRUCTION", 100)),
-    _Variant("EF_CONSTRUCTION 400", _put("EF_CONSTRUCTION", 400)),
+    *(_Variant(f"M {m}", with_value("M", m)) for m in (6, 8, 12, 24, 32)),
+    _Variant("EF_CONSTRUCTION 100", with_value("EF_CONSTRUCTION", 100)),
+    _Variant("EF_CONSTRUCTION 400", with_value("EF_CONSTRUCTION", 400)),
     _Variant("EF_RUNTIME 20", ef=20),
     _Variant("EF_RUNTIME 100", ef=100),
     _Variant("BLOCK_SIZE 128", _attribute("BLOCK_SIZE", 128)),
@@ -110,14 +77,11 @@ _VARIANTS = (
         "no prompt in the hash", fields=lambda f: {k: v for k, v in f.items() if k != "prompt"}
     ),
     _Variant("hash-max-listpack-value 8192", settings=[("hash-max-listpack-value", "8192")]),
-    _Variant(
-        "FLOAT32",
-        _put("TYPE", "FLOAT32"),
-        blob=lambda v: _salted(v).astype("<f4").tobytes(),
+    *(
+        _Variant(dtype, with_value("TYPE", dtype), dtype=dtype)
+        for dtype in ("FLOAT32", "BFLOAT16", "INT8")
     ),
-    _Variant("BFLOAT16", _put("TYPE", "BFLOAT16"), blob=_bfloat16),
-    _Variant("INT8", _put("TYPE", "INT8"), blob=_int8),
-    _Variant("FLAT", _flat),
+    _Variant("FLAT", _flat, ef=None),
 )
 
 
@@ -157,22 +121,6 @@ async def _measure(settings: Settings, given: Material, dimensions: int, variant
             await bare.aclose()
 
 
-async def statement(url: str, namespace: str, dimensions: int) -> Statement:
-    """Return the statement that the product makes an index of *namespace* with."""
-    connection = Connection(url, max_connections=1, timeout_s=10)
-    await connection.open()
-    store = VectorStore(connection, Keys(namespace), space="v", dimensions=dimensions)
-    sent: list[Statement] = []
-
-    async def note(*command: Any) -> None:
-        sent.append(list(command))
-
-    store.line.execute = note  # type: ignore[method-assign]
-    await store._create_index()
-    await connection.aclose()
-    return sent[0]
-
-
 async def _fill(
     settings: Settings,
     bare: redis.Redis,
@@ -184,7 +132,7 @@ async def _fill(
     count = 1_000 if settings.quick else _ENTRIES
     rng = np.random.default_rng(settings.seed)
     rows = rng.choice(len(given.stored.texts), count, replace=False)
-    blob = variant.blob or (lambda vector: salted_blob(vector, _SCOPE))
+    convert = DTYPES[variant.dtype]
     keys = Keys(name)
     stored = given.stored.vectors[rows]
     started_s = time.perf_counter()
@@ -192,7 +140,7 @@ async def _fill(
         pipeline = bare.pipeline(transaction=False)
         for i in range(start, min(start + 500, count)):
             fields = {
-                "vector": blob(stored[i]),
+                "vector": convert(salted_blob(stored[i], _SCOPE)),
                 "scope": _SCOPE,
                 "prompt": given.stored.texts[rows[i]].ljust(60)[:60],
             }
@@ -205,34 +153,15 @@ async def _fill(
     return {
         "bytes_per_entry": round(used / count),
         "inserts_per_s": round(count / seconds),
-        **await _search(bare, given, variant, keys.index("v"), stored),
-    }
-
-
-async def _search(
-    bare: redis.Redis, given: Material, variant: _Variant, index: str, stored: Any
-) -> Row:
-    blob = variant.blob or (lambda vector: salted_blob(vector, _SCOPE))
-    ef = "" if variant.name == "FLAT" else f"EF_RUNTIME {variant.ef} "
-    query = f"*=>[KNN 4 @vector $v {ef}AS distance]"
-    counted = found = 0
-    await bare.config_resetstat()
-    for vector in given.asked.vectors[:1_000]:
-        best = float((stored @ vector).max())
-        if best < _THRESHOLD + _TIE:
-            continue
-        reply = await bare.execute_command(
-            *("FT.SEARCH", index, query, "PARAMS", 2, "v", blob(vector)),
-            *("RETURN", 1, "distance", "SORTBY", "distance", "LIMIT", 0, 4, "DIALECT", 2),
-        )
-        nearest = [float(row[1]) for row in reply[2::2] if row]
-        counted += 1
-        found += bool(nearest) and 1 - min(nearest) >= best - _TIE
-    stats = await bare.info("commandstats")
-    return {
-        "recall": found / counted if counted else None,
-        "queries": counted,
-        "server_us": stats["cmdstat_FT.SEARCH"]["usec_per_call"],
+        **await graph_recall(
+            bare,
+            keys.index("v"),
+            _SCOPE,
+            stored=stored,
+            asked=given.asked.vectors[:1_000],
+            convert=convert,
+            ef=variant.ef,
+        ),
     }
 
 

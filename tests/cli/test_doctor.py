@@ -57,6 +57,7 @@ def test_a_working_set_up_has_no_problem(examine, redis_url):
     assert "none yet" in findings["index"][0]["detail"]
     assert "local" in findings["extras"][0]["detail"]
     assert states(findings, "clock") == ["ok"]
+    assert "hash-max-listpack-value 8192" in findings["hashes"][0]["detail"]
 
 
 def test_what_could_be_better_is_a_warning(examine, redis_url):
@@ -82,7 +83,7 @@ def test_an_embedded_redis_is_started_to_see(examine, tmp_path):
     assert "starts here" in findings["redis"][0]["detail"]
     assert findings["search"][0]["detail"].startswith("RediSearch 2.")
     # There is nobody to whom these could be said.
-    assert not {"memory", "eviction", "persistence"} & findings.keys()
+    assert not {"memory", "hashes", "eviction", "persistence"} & findings.keys()
 
 
 async def test_the_index_of_an_embedded_redis_is_looked_at(examine_later, tmp_path, namespace):
@@ -197,11 +198,12 @@ def test_a_user_who_may_not_ask_everything_gets_an_answer_all_the_same(examine, 
         )
 
     code, findings = examine(
-        "--redis-url", own_redis.replace("unix://", "unix://app:pw@"), "--no-semantic"
+        "--redis-url", own_redis.replace("unix://", "unix://app:pw@"), "--local"
     )
 
     assert code == 0
     assert states(findings, "search") == states(findings, "persistence") == ["ok"]
+    assert "may not ask" in findings["hashes"][0]["detail"]
 
 
 # --- embedder, index, threshold ---------------------------------------------------------------
