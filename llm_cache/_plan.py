@@ -18,7 +18,7 @@ from llm_cache._call import (
 )
 from llm_cache._core import keys, policy
 from llm_cache._core.control import ANY, CacheControl, parse_cache_control
-from llm_cache._core.normalize import Prompt, fold_text, frame_value, normalize
+from llm_cache._core.normalize import Prompt, fold_text, frame_value, is_plain, normalize
 from llm_cache._core.targets import MOST_NAME_CHARS
 from llm_cache._core.types import ChatRequest, Json
 from llm_cache.config import CacheConfig, check_ttl, is_number, upstream_name
@@ -45,7 +45,8 @@ class Planner:
     """Makes calls out of arguments. Remembers the terms of recent calls with a plain prompt.
 
     Most calls differ from earlier ones in nothing but the prompt; for them all the rest, which
-    costs ten times as much as the prompt, has been checked and hashed before.
+    costs ten times as much as the prompt, has been checked and hashed before. A list of one user's
+    turn, behind a system message or none, is a plain prompt as well.
     """
 
     def __init__(self, config: CacheConfig) -> None:
@@ -60,6 +61,7 @@ class Planner:
         Raises:
             InvalidRequest: an argument cannot work; the message names it.
         """
+        prompt, options = _as_plain(prompt, options)
         # A caller's own rule may look at anything, the prompt included.
         may_know = type(prompt) is str and self._config.bypass is None
         kind, pattern = None, None
@@ -126,6 +128,23 @@ _NOTHING_SAID = {
 _PARAM_TYPES = frozenset({str, int, float, bool, type(None)})
 _OPTION_TYPES = _PARAM_TYPES | {Unset, CacheControl, tuple}
 _TEXT = frozenset({str})
+_PLAIN = (["user"], ["system", "user"])
+"""Roles of the messages that a plain prompt is sent as."""
+_MOST_CHARS = 10_000
+"""Of the texts that are remembered with one kind of call, which may be a long system prompt."""
+
+
+def _as_plain(prompt: Prompt, options: dict[str, Any]) -> tuple[Prompt, dict[str, Any]]:
+    """Return *prompt* and *options* as they would be of a plain prompt, if they say no more."""
+    if type(prompt) is not list or not 1 <= len(prompt) <= 2 or not all(map(is_plain, prompt)):
+        return prompt, options
+    *before, turn = prompt
+    roles = [message["role"] for message in prompt]
+    system = before[0]["content"] if before else None
+    is_short = system is None or len(system) <= _MOST_CHARS
+    if roles not in _PLAIN or not is_short or not isinstance(options.get("system", UNSET), Unset):
+        return prompt, options
+    return turn["content"], {**options, "system": system}
 
 
 def _kind(service: Service, options: dict[str, Any], params: dict[str, Any]) -> Hashable:
@@ -143,6 +162,7 @@ def _is_lasting(options: dict[str, Any], params: dict[str, Any]) -> bool:
     return (
         _OPTION_TYPES.issuperset(map(type, options.values()))
         and _PARAM_TYPES.issuperset(map(type, params.values()))
+        and sum(len(v) for v in options.values() if type(v) is str) <= _MOST_CHARS
         # An iterator would end by being looked into.
         and all(type(names) is tuple and _TEXT.issuperset(map(type, names)) for names in lists)
     )
@@ -307,7 +327,7 @@ def _instructions(messages: Any, system: Any = None) -> str:
     contents = [system] + [
         turn.get("content")
         for turn in turns
-        if isinstance(turn, Mapping) and turn.get("role") in _INSTRUCTING
+        if (type(turn) is dict or isinstance(turn, Mapping)) and turn.get("role") in _INSTRUCTING
     ]
     return "\n".join(text for content in contents for text in _texts(content))
 

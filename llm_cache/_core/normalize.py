@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from llm_cache._core import canonical
 from llm_cache._core.types import ChatRequest, Json, Role
@@ -92,7 +92,12 @@ def normalize(
     _check_numbers(sent)
     messages = _messages(prompt, system)
     _check_size(messages, max_chars)
-    folded = [_fold_message(message, i) for i, message in enumerate(messages)]
+    folded = [
+        {"content": message["content"], "role": message["role"]}
+        if is_plain(message)
+        else _fold_message(message, i)
+        for i, message in enumerate(messages)
+    ]
     texts = _cut_texts(folded)
     frame = canonical.dump(
         [base_url, model, folded, *_fold_params(sent, defaults or {})], "the request"
@@ -205,13 +210,16 @@ def _messages(prompt: Prompt, system: str | None) -> list[dict[str, Json]]:
         raise InvalidRequest("system= goes with a plain prompt; put it into the message list")
     if isinstance(prompt, bytes | Mapping) or not isinstance(prompt, Iterable):
         raise InvalidRequest("the prompt must be text or a list of messages")
-    messages = [_message(message, i) for i, message in enumerate(prompt)]
+    messages = [
+        message.copy() if is_plain(message) else _message(message, i)
+        for i, message in enumerate(prompt)
+    ]
     if not messages:
         raise InvalidRequest("the list of messages is empty")
     return messages
 
 
-def _is_plain(message: Any) -> bool:
+def is_plain(message: Any) -> TypeGuard[dict[str, Json]]:
     """Tell whether *message* is a role and a text, as most are: then there is little to check."""
     return (
         type(message) is dict
@@ -223,9 +231,6 @@ def _is_plain(message: Any) -> bool:
 
 
 def _message(message: Any, index: int) -> dict[str, Json]:
-    if _is_plain(message):
-        plain: dict[str, Json] = message.copy()
-        return plain
     as_json = message if isinstance(message, Mapping) else canonical.to_json(message)
     if not isinstance(as_json, Mapping):
         raise InvalidRequest(f"messages[{index}] must be a mapping with a role and a content")
@@ -248,8 +253,6 @@ def _check_tool_calls(calls: Any, where: str) -> None:
 
 def _fold_message(message: dict[str, Json], index: int) -> dict[str, Json]:
     """Return the canonical form of one message; one bare text part is the same as its text."""
-    if _is_plain(message):
-        return {"content": message["content"], "role": message["role"]}
     folded: dict[str, Json] = canonical.fold(message, f"messages[{index}]")
     parts = folded.get("content")
     if isinstance(parts, list):
@@ -309,12 +312,13 @@ def fold_headers_and_query(
     """Return the headers and the query that the model could see, of the call and the client."""
     extra = {name: _mapping(sent.get(name), name) for name in ("extra_headers", "extra_query")}
     given = [*defaults.get("extra_headers", {}).items(), *extra["extra_headers"].items()]
-    headers = {name.lower(): value for name, value in given if not _is_transport(name.lower())}
+    headers = {name.lower(): value for name, value in given if not is_transport(name.lower())}
     query = {**defaults.get("extra_query", {}), **extra["extra_query"]}
     return [canonical.fold(headers, "extra_headers"), canonical.fold(query, "extra_query")]
 
 
-def _is_transport(header: str) -> bool:
+def is_transport(header: str) -> bool:
+    """Tell whether *header*, in lower case, says how an answer travels or who asks for it."""
     # The SDK tells its platform, retries and helpers in headers of one prefix.
     is_named = header in _TRANSPORT_HEADERS or header.startswith("x-stainless-")
     return is_named or header.endswith(_CREDENTIALS)

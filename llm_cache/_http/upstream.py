@@ -8,6 +8,7 @@ import inspect
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from llm_cache._core.normalize import is_transport
 from llm_cache._core.types import ChatRequest
 from llm_cache.config import openai_base_url, openai_key_in_env
 from llm_cache.errors import ConfigurationError
@@ -51,7 +52,7 @@ class Upstream:
         headers = {
             name: value
             for name, value in self._given.default_headers.items()
-            if isinstance(value, str) and name.lower() not in _PAYER_HEADERS
+            if isinstance(value, str) and _is_seen(name.lower())
         }
         return {"extra_headers": headers, "extra_query": dict(self._given.default_query)}
 
@@ -140,3 +141,8 @@ class Upstream:
         from openai.types.chat.completion_create_params import CompletionCreateParamsBase
 
         return frozenset(parameters) | CompletionCreateParamsBase.__annotations__.keys() | _CARRIED
+
+
+def _is_seen(header: str) -> bool:
+    """Tell whether *header*, in lower case, is one that a model could see."""
+    return header not in _PAYER_HEADERS and not is_transport(header)
