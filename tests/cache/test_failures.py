@@ -180,6 +180,46 @@ async def test_corrupt_entry_is_bypassed_and_healed(cache, redis, upstream, even
     assert (await cache.chat(QUESTION)).status == "exact"
 
 
+@pytest.mark.parametrize("damage", [b"", b"garbage", b"\x02\x00" + bytes(60)])
+async def test_corrupt_entry_in_a_batch_costs_the_others_nothing(
+    make_cache, redis, upstream, damage
+):
+    cache = await make_cache(semantic=False).open()
+    questions = [f"Question number {i}?" for i in range(40)]
+    keys = [await cache.store_exact(question, f"To {question}") for question in questions]
+    await redis.set(keys[7], damage, ex=60)
+
+    replies = await asyncio.gather(*map(cache.chat, questions))
+
+    assert (replies[7].status, replies[7].reason) == ("bypass", "corrupt")
+    assert upstream.calls == 1
+    others = [(reply.status, reply.text) for reply in replies[:7] + replies[8:]]
+    assert others == [("exact", f"To {question}") for question in questions[:7] + questions[8:]]
+
+
+async def test_ten_thousand_callers_at_once_get_their_answers_over_few_connections(
+    make_cache, redis
+):
+    patient = {"redis_timeout_s": 30, "added_latency_budget_s": 30}
+    cache = await make_cache(semantic=False, **patient).open()
+    questions = [f"Question number {i}?" for i in range(100)]
+    for question in questions:
+        await cache.store_exact(question, f"To {question}")
+    before = len(await redis.client_list())
+
+    asked = [questions[i % 100] for i in range(10_000)]
+    calls = asyncio.gather(*map(cache.chat, asked))
+    most = before
+    while not calls.done():
+        most = max(most, len(await redis.client_list()))
+        await asyncio.sleep(0.01)
+
+    assert [(reply.status, reply.text) for reply in await calls] == [
+        ("exact", f"To {question}") for question in asked
+    ]
+    assert most <= before + 2
+
+
 async def test_answer_stored_under_another_key_is_never_served(cache, redis):
     one, two = await cache.chat("Question one"), await cache.chat("Question two")
     await redis.set(two.key, await redis.get(one.key), ex=60)

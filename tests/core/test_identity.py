@@ -15,6 +15,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from llm_cache import CacheConfig, LLMCache
+from llm_cache._call import UNSET
 from llm_cache._core.canonical import encode
 from llm_cache._plan import _NOTHING_SAID, Planner, plan_chat
 from llm_cache.errors import InvalidRequest
@@ -253,6 +254,54 @@ def test_what_is_remembered_of_earlier_calls_changes_nothing(calls):
         assert call.terms.scope.name == slow.terms.scope.name
         assert replace(call.terms, scope=slow.terms.scope) == slow.terms
         assert request_of() == request
+
+
+turns = st.fixed_dictionaries(
+    {"role": st.sampled_from(["system", "developer", "user", "assistant"]), "content": words}
+)
+
+
+@given(st.lists(st.tuples(st.lists(turns, min_size=1, max_size=3), plain_params), min_size=1))
+def test_short_lists_are_planned_alike_remembered_or_not(calls):
+    planner, config, service = Planner(CacheConfig()), CacheConfig(), Service("u")
+    for messages, params in [*calls, *calls]:
+        call, request_of = planner.chat(messages, service, {"system": UNSET}, params)
+        slow, request = plan_chat(messages, service, config=config, params=params)
+        assert (call.digest, call.text) == (slow.digest, slow.text)
+        assert replace(call.terms, scope=slow.terms.scope) == slow.terms
+        assert request_of() == request
+
+
+@pytest.mark.parametrize(
+    ("messages", "refused"),
+    [
+        ([{"role": "user", "content": " "}], "empty"),
+        ([{"role": "user", "content": "x" * 51}], "51 characters"),
+        ([{"role": "system", "content": "x" * 49}, {"role": "user", "content": "Hi"}], "51 char"),
+        ([{"role": "user", "content": "\ud800"}], "surrogate"),
+    ],
+)
+def test_short_lists_are_refused_as_plain_prompts_are(messages, refused):
+    planner, service = Planner(CacheConfig(max_prompt_chars=50)), Service("u")
+    for _ in range(2):
+        with pytest.raises(InvalidRequest, match=refused):
+            planner.chat(messages, service, {}, {})
+
+
+def test_a_system_prompt_beside_a_list_is_refused():
+    planner, service = Planner(CacheConfig()), Service("u")
+    with pytest.raises(InvalidRequest, match="put it into the message list"):
+        planner.chat([{"role": "user", "content": "Hi"}], service, {"system": "Be brief."}, {})
+
+
+@pytest.mark.parametrize("chars", [10_000, 10_001])
+def test_long_system_prompts_are_not_kept(chars):
+    planner, service = Planner(CacheConfig()), Service("u")
+    system, turn = "x" * chars, {"role": "user", "content": "Hi"}
+    planner.chat("Hi", service, {"system": system}, {})
+    assert len(planner._known) == (chars == 10_000)
+    planner.chat([{"role": "system", "content": system}, turn], service, {}, {})
+    assert len(planner._known) == (chars == 10_000)
 
 
 @pytest.mark.parametrize(
