@@ -27,7 +27,8 @@ TOOLS = (
     *("h11", "trustme"),
 )
 SELECTION = (
-    *("tests/redis/test_line.py", "tests/redis/test_reads.py", "tests/redis/test_vectors.py"),
+    *("tests/redis/test_wire.py", "tests/redis/test_link.py", "tests/redis/test_line.py"),
+    *("tests/redis/test_reads.py", "tests/redis/test_vectors.py"),
     *("tests/redis/test_epoch.py", "tests/redis/test_counters.py", "tests/redis/test_answers.py"),
     *("tests/cache/test_chat.py", "tests/cache/test_stream.py", "tests/cache/test_layers.py"),
     *("tests/cache/test_outage.py", "tests/cache/test_isolation.py", "tests/cache/test_wrap.py"),
