@@ -85,8 +85,7 @@ class Decision:
         return next(grey, None)
 
 
-@dataclass(frozen=True, slots=True)
-class Neighbourhood:
+class Neighbourhood(NamedTuple):
     """The similarities and answers of the nearest candidates, nearest first."""
 
     similarities: tuple[float, ...]

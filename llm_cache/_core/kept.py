@@ -9,8 +9,7 @@ No text in UTF-8 begins with one of these bytes, so what is stored tells by itse
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from llm_cache._core.encryption import Cipher, UnknownKey
 from llm_cache.errors import CorruptEntry
@@ -20,12 +19,15 @@ _ENCRYPTED: Final = b"\xff"
 _KIND: Final = b"prompt"
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
+class Kept(NamedTuple):
     """What is known of a stored prompt: its text or its signature, or neither of them."""
 
-    prompt: str = field(default="", repr=False)
-    signature: bytes = field(default=b"", repr=False)
+    prompt: str = ""
+    signature: bytes = b""
+
+    def __repr__(self) -> str:
+        """Tell nothing of the prompt."""
+        return "Kept()"
 
     def field(self, cipher: Cipher | None, *bound: str) -> bytes:
         """Return what is stored; empty for nothing.

@@ -25,6 +25,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from redis.exceptions import ResponseError
@@ -53,8 +54,9 @@ _EXACT = "@scope:{{{scope}}}=>[KNN {limit} @vector $v HYBRID_POLICY ADHOC_BF AS 
 _GRAPH = "*=>[KNN {limit} @vector $v EF_RUNTIME {ef} AS distance]"
 _RETURNED = ("scope", "distance", "prompt")
 _MAX_DIMENSIONS = 32_768
-_ROUNDING = 0.01
-"""How far beyond 1 a similarity may come back."""
+_MOST_SIMILAR = 1.01
+"""What a similarity may come back as: more than 1, by rounding."""
+_BY_SIMILARITY = attrgetter("similarity")
 # RediSearch 2 has one wording for searches and one for `FT.INFO`; 8.10 has the third for both.
 _LOST = ("no such index", "unknown index name", "index not found")
 
@@ -285,14 +287,14 @@ class VectorStore:
             raise StoreUnavailable("a search was answered with something else") from error
         candidates = [candidate for candidate in found if candidate is not None]
         # The server sorted them, as far as it merged them itself.
-        candidates.sort(key=lambda candidate: -candidate.similarity)
+        candidates.sort(key=_BY_SIMILARITY, reverse=True)
         return candidates
 
     def _candidate(self, name: Any, row: Mapping[Any, Any], scope: str) -> Candidate | None:
         key, similarity = name.decode(), 1 - float(row[b"distance"])
         digest = self._keys.entry_digest(self.space, key)
         # Of vectors that are rounded. The comparison is false for NaN, too.
-        if digest is None or not abs(similarity) <= 1 + _ROUNDING:
+        if digest is None or not abs(similarity) <= _MOST_SIMILAR:
             return None
         try:
             kept = open_kept(row.get(b"prompt", b""), self._cipher, self.space, scope, digest)
@@ -301,13 +303,7 @@ class VectorStore:
             return None
         if kept is None:
             return None
-        return Candidate(
-            key=key,
-            digest=digest,
-            prompt=kept.prompt,
-            similarity=similarity,
-            signature=kept.signature,
-        )
+        return Candidate(key, digest, kept.prompt, similarity, signature=kept.signature)
 
     async def _count(self, questions: Sequence[str | None], *search: Any) -> Any | None:
         """Learn what *questions* ask; return the answer of a *search* beside it."""
