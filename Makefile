@@ -57,7 +57,7 @@ test-leaks: $(VENV)/.bench ## Make a million requests, and see whether anything 
 	$(BIN)/python -m benchmarks leaks $(ARGS)
 
 test-matrix: ## Run a selection with each redis-py, protocol and Python, half an hour
-	@$(firstword $(foreach python,$(PYTHONS),$(shell command -v $(python)))) tests/matrix.py $(ARGS)
+	@$(firstword $(foreach python,$(PYTHONS),$(shell $(python) -c '' 2>/dev/null && echo $(python)))) tests/matrix.py $(ARGS)
 
 lint: $(VENV)/.dev ## Check style and format
 	$(BIN)/ruff check .
