@@ -136,15 +136,13 @@ _MOST_CHARS = 10_000
 
 def _as_plain(prompt: Prompt, options: dict[str, Any]) -> tuple[Prompt, dict[str, Any]]:
     """Return *prompt* and *options* as they would be of a plain prompt, if they say no more."""
-    if type(prompt) is not list or not 1 <= len(prompt) <= 2 or not all(map(is_plain, prompt)):
+    if type(prompt) is not list or not isinstance(options.get("system", UNSET), Unset):
         return prompt, options
-    *before, turn = prompt
-    roles = [message["role"] for message in prompt]
-    system = before[0]["content"] if before else None
-    is_short = system is None or len(system) <= _MOST_CHARS
-    if roles not in _PLAIN or not is_short or not isinstance(options.get("system", UNSET), Unset):
+    is_short = len(prompt) <= 2 and all(map(is_plain, prompt))
+    if not is_short or [message["role"] for message in prompt] not in _PLAIN:
         return prompt, options
-    return turn["content"], {**options, "system": system}
+    *before, turn = [message["content"] for message in prompt]
+    return turn, {**options, "system": before[0] if before else None}
 
 
 def _kind(service: Service, options: dict[str, Any], params: dict[str, Any]) -> Hashable:
@@ -157,12 +155,16 @@ def _kind(service: Service, options: dict[str, Any], params: dict[str, Any]) -> 
 
 
 def _is_lasting(options: dict[str, Any], params: dict[str, Any]) -> bool:
-    """Tell whether equal arguments will always mean the same: none can be changed or used up."""
+    """Tell whether the terms of equal arguments may be kept.
+
+    They always mean the same: none can be changed or used up. And they are short.
+    """
     lists = (options.get("tags", ()), options.get("depends_on", ()))
+    texts = [value for value in (*options.values(), *params.values()) if type(value) is str]
     return (
         _OPTION_TYPES.issuperset(map(type, options.values()))
         and _PARAM_TYPES.issuperset(map(type, params.values()))
-        and sum(len(v) for v in options.values() if type(v) is str) <= _MOST_CHARS
+        and sum(map(len, texts)) <= _MOST_CHARS
         # An iterator would end by being looked into.
         and all(type(names) is tuple and _TEXT.issuperset(map(type, names)) for names in lists)
     )

@@ -975,8 +975,7 @@ class LLMCache:
 
     def _plan_given(self, prompt: Prompt, arguments: dict[str, Any]) -> tuple[Call, RequestOf]:
         """Return the call of whoever takes the arguments of `chat`, all in one."""
-        names = CHAT_OPTIONS & arguments.keys() if arguments else ()
-        options = {name: arguments.pop(name) for name in names}
+        options = {name: arguments.pop(name) for name in CHAT_OPTIONS & arguments.keys()}
         return self._plan(prompt, options, arguments, self._upstream)
 
     async def _place(
@@ -987,8 +986,7 @@ class LLMCache:
             raise InvalidRequest("the semantic layer compares the last message, a user's turn")
         if not call.terms.semantic:
             raise ConfigurationError("the semantic layer is switched off (semantic=False)")
-        if not self._is_open:
-            await self.open()
+        await self.open()
         return await self._semantic.locate(call.text, call.terms.scope.name, vector=vector), call
 
     async def _store_given(

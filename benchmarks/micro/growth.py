@@ -19,6 +19,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,7 @@ from redis import asyncio as redis
 
 from benchmarks.micro import loading, material
 from benchmarks.micro.material import Material, Texts, Vectors
-from benchmarks.micro.semantic import Recorder
+from benchmarks.micro.semantic import placed, searches
 from benchmarks.micro.settings import Micro, Row, Settings
 from llm_cache import CacheConfig, LLMCache, LocalEmbedder
 
@@ -119,7 +120,14 @@ async def _grow(
             # within a minute.
             async with LLMCache(cache.redis_url, embedder=embedder, config=config) as reader:
                 row = await _look_up(reader, bare, asked)
-                used_ef, by_ef = await _by_ef(reader, bare, asked)
+                hits = [one for one in asked if one.best >= _THRESHOLD + _TIE][:_PER_KIND]
+                places = [
+                    await placed(reader, one.text, one.vector.tolist(), system=one.system)
+                    for one in hits
+                ]
+                commands = await searches(reader, places)
+            # An exact search keeps none in view.
+            width = _EF.search(commands[0][2]) if commands else None
             yield {
                 "mode": mode,
                 "entries": entries,
@@ -127,8 +135,8 @@ async def _grow(
                 "inserts_per_s": round(count / seconds),
                 "bytes_per_entry": round(used / entries),
                 **row,
-                "ef_runtime": used_ef,
-                "by_ef": by_ef,
+                "ef_runtime": int(width[1]) if width else None,
+                "by_ef": [await _with_ef(ef, bare, hits, commands) for ef in _EFS],
             }
             if entries < size:
                 break
@@ -231,42 +239,26 @@ async def _look_up(cache: LLMCache, bare: redis.Redis, asked: Sequence[_Asked]) 
     }
 
 
-async def _by_ef(
-    cache: LLMCache, bare: redis.Redis, asked: Sequence[_Asked]
-) -> tuple[int | None, list[Row]]:
-    """Return the `EF_RUNTIME` of the hits' searches, and what they give and take with others."""
-    hits = [one for one in asked if one.best >= _THRESHOLD + _TIE][:_PER_KIND]
-    recorder = Recorder.on(cache)
-    for one in hits:
-        place, _ = await cache._place(one.text, one.vector.tolist(), {"system": one.system})
-        assert place is not None  # noqa: S101 - what has blind spots is not asked here
-        # A look-up would make the same search from a script.
-        await cache._semantic.nearest(place)
-    commands = list(recorder.commands)
-    recorder.off(cache)
-    rows = []
-    for ef in _EFS:
-        await bare.config_resetstat()
-        found = 0
-        for one, command in zip(hits, commands, strict=True):
-            query = _EF.sub(f"EF_RUNTIME {ef}", command[2])
-            reply = await bare.execute_command(*command[:2], query, *command[3:])
-            rows_found = [row[b"extra_attributes"] for row in reply[b"results"]]
-            # A row of another scope is at a cosine of a quarter, far below what is counted here.
-            nearest = [1 - float(row[b"distance"]) for row in rows_found]
-            found += max(nearest, default=-1) >= one.best - _TIE
-        search = (await bare.info("commandstats"))["cmdstat_FT.SEARCH"]
-        rows.append(
-            {
-                "ef": ef,
-                "recall": round(found / len(hits), 4),
-                "queries": len(hits),
-                "server_us": search["usec_per_call"],
-            }
-        )
-    # An exact search has none.
-    used = _EF.search(commands[0][2]) if commands else None
-    return int(used[1]) if used else None, rows
+async def _with_ef(
+    ef: int, bare: redis.Redis, hits: Sequence[_Asked], commands: Sequence[tuple[Any, ...]]
+) -> Row:
+    """Return what the searches of *hits*, *commands*, give and take with this `EF_RUNTIME`."""
+    await bare.config_resetstat()
+    found = 0
+    for one, command in zip(hits, commands, strict=True):
+        query = _EF.sub(f"EF_RUNTIME {ef}", command[2])
+        reply = await bare.execute_command(*command[:2], query, *command[3:])
+        rows_found = [row[b"extra_attributes"] for row in reply[b"results"]]
+        # A row of another scope is at a cosine of a quarter, far below what is counted here.
+        nearest = [1 - float(row[b"distance"]) for row in rows_found]
+        found += max(nearest, default=-1) >= one.best - _TIE
+    search = (await bare.info("commandstats"))["cmdstat_FT.SEARCH"]
+    return {
+        "ef": ef,
+        "recall": round(found / len(hits), 4),
+        "queries": len(hits),
+        "server_us": search["usec_per_call"],
+    }
 
 
 def _percentile_ms(times_s: Sequence[float], which: float) -> float | None:

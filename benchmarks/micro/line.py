@@ -14,7 +14,15 @@ import numpy as np
 from redis import asyncio as redis
 
 from benchmarks.micro import material
-from benchmarks.micro.semantic import GivenVectors, Recorder, Scope, bare_client, fill, rate
+from benchmarks.micro.semantic import (
+    GivenVectors,
+    Scope,
+    bare_client,
+    fill,
+    placed,
+    rate,
+    searches,
+)
 from benchmarks.micro.settings import Micro, Row, Settings
 from llm_cache import CacheConfig, LLMCache
 from llm_cache._redis.line import Line
@@ -52,13 +60,12 @@ async def run(settings: Settings) -> list[Row]:
 
 
 async def _commands(cache: LLMCache, given: material.Material) -> list[tuple[Any, ...]]:
-    recorder = Recorder.on(cache)
-    for text, vector in zip(given.asked.texts[:500], given.asked.vectors[:500], strict=True):
-        place, _ = await cache._place(text, vector, {"system": "You answer for a shop."})
-        assert place is not None  # noqa: S101 - the embedder has no blind spots
-        await cache._semantic.nearest(place)
-    recorder.off(cache)
-    return recorder.commands
+    asked = zip(given.asked.texts[:500], given.asked.vectors[:500], strict=True)
+    places = [
+        await placed(cache, text, vector, system="You answer for a shop.")
+        for text, vector in asked
+    ]
+    return await searches(cache, places)
 
 
 async def _race(

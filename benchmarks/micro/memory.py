@@ -22,9 +22,9 @@ import numpy as np
 from redis import asyncio as redis
 
 from benchmarks.micro import loading, material
-from benchmarks.micro.layouts import DTYPES, Convert, graph_recall, statement_of, with_value
+from benchmarks.micro.layouts import DTYPES, graph_recall, statement_of, with_value
 from benchmarks.micro.material import Material
-from benchmarks.micro.semantic import GivenVectors, vector_store
+from benchmarks.micro.semantic import GivenVectors, placed, vector_store
 from benchmarks.micro.settings import Micro, Row, Settings
 from llm_cache import CacheConfig, LLMCache
 
@@ -78,8 +78,7 @@ async def _measure(
                 for i in range(count)
             )
         used = (await bare.info("memory"))["used_memory"] - before
-        place, _ = await cache._place("Any.", stored.vectors[0].tolist(), {})
-        assert place is not None  # noqa: S101 - the embedder has no blind spots
+        place = await placed(cache, "Any.", stored.vectors[0].tolist())
         found = await graph_recall(
             bare,
             vector_store(cache).index,
@@ -110,8 +109,7 @@ async def _keep_as(dtype: str, cache: LLMCache, bare: redis.Redis) -> None:
     if dtype == "FLOAT16":
         return
     store = vector_store(cache)
-    convert: Convert = DTYPES[dtype]
-    entry = store.entry
+    convert, entry = DTYPES[dtype], store.entry
 
     def converted(**given: Any) -> Any:
         key, [name, blob, *rest] = entry(**given)

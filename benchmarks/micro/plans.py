@@ -16,7 +16,7 @@ import numpy as np
 from redis import asyncio as redis
 
 from benchmarks.micro import material
-from benchmarks.micro.semantic import GivenVectors, Recorder, Scope, fill
+from benchmarks.micro.semantic import GivenVectors, Scope, fill, placed, searches
 from benchmarks.micro.settings import Micro, Row, Settings
 from llm_cache import CacheConfig, LLMCache
 from llm_cache._redis import vectors as product
@@ -97,17 +97,14 @@ async def _compare(
     scopes: Sequence[Scope],
     rng: np.random.Generator,
 ) -> Row:
-    recorder = Recorder.on(cache)
-    asked: list[tuple[Any, str, float]] = []
+    places, bests = [], []
     for i in rng.choice(len(given.asked.texts), _QUERIES, replace=False):
         scope = scopes[int(i) % len(scopes)]
         vector = given.asked.vectors[i]
-        place, _ = await cache._place(given.asked.texts[i], vector, {"system": scope.system})
-        assert place is not None  # noqa: S101 - the embedder has no blind spots
-        await cache._semantic.nearest(place)
-        best = float((scope.stored @ vector).max())
-        asked.append((recorder.commands[-1], place.scope, best))
-    recorder.off(cache)
+        places.append(await placed(cache, given.asked.texts[i], vector, system=scope.system))
+        bests.append(float((scope.stored @ vector).max()))
+    scopes_of = [place.scope for place in places]
+    asked = list(zip(await searches(cache, places), scopes_of, bests, strict=True))
     row: Row = {"scope_size": len(scopes[0].texts.texts)}
     exact = [(c, product._EXACT.format(scope=scope, limit=4), best) for c, scope, best in asked]
     row["exact_us"], row["exact_recall"] = await _run(bare, exact)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -297,6 +297,23 @@ def vector_store(cache: LLMCache) -> VectorStore:
     return store
 
 
+async def placed(cache: LLMCache, text: str, vector: Any, **options: Any) -> Place:
+    """Return where *text* with its *vector* stands for *cache*."""
+    place, _ = await cache._place(text, vector, options)
+    assert place is not None  # noqa: S101 - what has blind spots is not asked here
+    return place
+
+
+async def searches(cache: LLMCache, places: Iterable[Place]) -> list[tuple[Any, ...]]:
+    """Return the search that *cache* makes for each of *places*."""
+    recorder = Recorder.on(cache)
+    for place in places:
+        # A look-up would make the same one from a script.
+        await cache._semantic.nearest(place)
+    recorder.off(cache)
+    return recorder.commands
+
+
 async def _time(
     cache: LLMCache, guarded: LLMCache, bare: redis.Redis, queries: Sequence[Query]
 ) -> list[Row]:
@@ -307,8 +324,7 @@ async def _time(
     recorder = Recorder.on(cache)
     for query in queries:
         is_new = query.system not in places
-        place, _ = await cache._place(query.text, query.vector, {"system": query.system})
-        assert place is not None  # noqa: S101 - the embedder has no blind spots
+        place = await placed(cache, query.text, query.vector, system=query.system)
         places[query.system] = place.scope
         start = time.perf_counter()
         await cache._semantic.nearest(place)
@@ -398,22 +414,14 @@ async def _together(cache: LLMCache, bare: redis.Redis, queries: Sequence[Query]
 
     And the time of a `GET` meanwhile, on a connection of its own: what others feel of it.
     """
-    places = []
-    for query in queries:
-        place, _ = await cache._place(query.text, query.vector, {"system": query.system})
-        places.append(place)
-    recorder = Recorder.on(cache)
-    for place in places:
-        assert place is not None  # noqa: S101 - the embedder has no blind spots
-        await cache._semantic.nearest(place)
-    commands = list(recorder.commands)
-    recorder.off(cache)
+    places = [await placed(cache, q.text, q.vector, system=q.system) for q in queries]
+    commands = await searches(cache, places)
     other = redis.Redis.from_url(cache.redis_url)
     rates: dict[str, list[float]] = {"line": [], "pool": []}
     felt: dict[str, list[float]] = {"line": [], "pool": []}
 
     async def by_line(i: int) -> None:
-        await cache._semantic.nearest(places[i])  # type: ignore[arg-type]
+        await cache._semantic.nearest(places[i])
 
     async def by_pool(i: int) -> None:
         await bare.execute_command(*commands[i])

@@ -8,7 +8,6 @@ from base64 import b32encode
 from binascii import b2a_base64
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from hashlib import sha256
 from typing import Any
 
@@ -166,7 +165,7 @@ class Keys:
 
     def entry_digest(self, space: str, entry_key: str) -> str | None:
         """Return the digest in the key of a semantic entry of *space*; `None` for any other."""
-        start = _entry_start(self.namespace, space)
+        start = f"{self.entry_prefix(space)}{{"
         if not entry_key.startswith(start) or not entry_key.endswith("}:0"):
             return None
         digest = entry_key[len(start) : -3]
@@ -255,11 +254,6 @@ class Keys:
     def stats(self, part: str) -> str:
         """Key of one part of what all workers have counted. All parts share one slot."""
         return f"{self.namespace}:stats:{{counts}}:{part}"
-
-
-@lru_cache(maxsize=64)
-def _entry_start(namespace: str, space: str) -> str:
-    return f"{Keys(namespace).entry_prefix(space)}{{"
 
 
 def answer_digest(entry_key: str) -> str:

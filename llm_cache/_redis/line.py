@@ -22,14 +22,13 @@ from itertools import count
 from secrets import token_bytes
 from typing import Any
 
-from hiredis import pack_command
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from llm_cache._deadline import lag_s
 from llm_cache._redis.connection import Command, Connection, Lane, raise_first
 from llm_cache._redis.link import Link, closed
-from llm_cache._redis.wire import Wire
+from llm_cache._redis.wire import Wire, packed
 from llm_cache.errors import StoreError, StoreTimeout
 
 MOST_ON_THEIR_WAY = 4
@@ -268,8 +267,7 @@ def enough_on_their_way() -> int:
 
 
 def _packed(turns: Sequence[_Turn]) -> bytes:
-    commands = [command for turn in turns for command in (*turn.commands, ("PING", turn.name))]
-    return b"".join([pack_command(command) for command in commands])
+    return packed(command for turn in turns for command in (*turn.commands, ("PING", turn.name)))
 
 
 async def _read(wire: Wire, turn: _Turn) -> list[Any]:

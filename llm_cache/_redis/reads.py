@@ -15,7 +15,6 @@ from collections.abc import Awaitable, Sequence
 from itertools import chain, islice
 from typing import Any
 
-from hiredis import pack_command
 from redis.exceptions import AskError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
@@ -23,7 +22,7 @@ from llm_cache._deadline import now_s
 from llm_cache._flight import observe
 from llm_cache._redis.connection import Connection, Lane, raise_first
 from llm_cache._redis.link import Link, closed
-from llm_cache._redis.wire import Wire
+from llm_cache._redis.wire import Wire, packed
 from llm_cache.errors import StoreError
 
 _MOST_KEYS = 512
@@ -223,7 +222,7 @@ class CoalescedReads:
         commands: list[tuple[Any, ...]] = [("GET", key) for key in keys]
         if self._companion is not None:
             commands = [("MGET", *keys, self._companion)]
-        return b"".join([pack_command(command) for command in commands])
+        return packed(commands)
 
     async def _values(self, wire: Wire, count: int) -> list[Any]:
         """Return the values of so many keys that were asked for, and that of the companion."""

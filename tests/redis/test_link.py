@@ -5,11 +5,11 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from hiredis import pack_command
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from llm_cache._redis.connection import Connection
 from llm_cache._redis.link import Link
+from llm_cache._redis.wire import packed
 from llm_cache.errors import StoreUnavailable
 
 
@@ -35,7 +35,7 @@ async def step(turns: int) -> None:
 
 async def ping(link: Link) -> bytes:
     wire = await link.connected()
-    await wire.send(pack_command(("PING",)))
+    await wire.send(packed([("PING",)]))
     (answer,) = await wire.replies(1)
     return bytes(answer)
 

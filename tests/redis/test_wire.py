@@ -6,19 +6,12 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from hiredis import pack_command
 from redis.asyncio import Connection as RedisConnection
 from redis.exceptions import BusyLoadingError, InvalidResponse, NoScriptError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from llm_cache._redis.connection import Connection
-from llm_cache._redis.wire import Wire
-
-
-def packed(*command: Any) -> bytes:
-    words: tuple[Any] = command
-    data: bytes = pack_command(words)
-    return data
+from llm_cache._redis.wire import Wire, packed
 
 
 async def wired(connection: Connection) -> Wire:
@@ -69,13 +62,13 @@ class Server:
 
 
 async def test_replies_come_in_the_order_of_the_commands(wire):
-    await wire.send(b"".join(packed("ECHO", f"{i}") for i in range(500)))
+    await wire.send(packed(("ECHO", f"{i}") for i in range(500)))
     assert await wire.replies(200) == [f"{i}".encode() for i in range(200)]
     assert await wire.replies(300) == [f"{i}".encode() for i in range(200, 500)]
 
 
 async def test_what_was_refused_is_among_the_replies(wire):
-    await wire.send(packed("EVALSHA", "0" * 40, 0) + packed("PING"))
+    await wire.send(packed([("EVALSHA", "0" * 40, 0), ("PING",)]))
     refused, pong = await wire.replies(2)
     assert isinstance(refused, NoScriptError)
     assert pong == b"PONG"
@@ -122,9 +115,9 @@ async def test_whoever_waits_hears_that_the_server_went_away():
 
 
 async def test_reply_that_came_before_the_server_went_away_is_read(wire, redis):
-    await wire.send(packed("CLIENT", "ID"))
+    await wire.send(packed([("CLIENT", "ID")]))
     (number,) = await wire.replies(1)
-    await wire.send(packed("ECHO", "last"))
+    await wire.send(packed([("ECHO", "last")]))
     await redis.client_kill_filter(_id=number)
     with suppress(RedisConnectionError):
         # Which of the two the server did first is up to it.
