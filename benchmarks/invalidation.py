@@ -158,14 +158,14 @@ async def _load(cache: LLMCache, namespace: str, entries: int) -> None:
         fresh_until_s=time.time() + _TTL_MS / 1000,
         stamp=epoch,
         model=call.terms.model,
-        prompt_version=call.terms.prompt_version,
+        prompt_version=call.prompt_version,
         tags=(_TAG,),
     )
     client = redis_py.Redis.from_url(cache.redis_url)
     for start in range(0, entries, _AT_ONCE):
         pipeline = client.pipeline(transaction=False)
         for number in range(start, min(start + _AT_ONCE, entries)):
-            digest = call.terms.scope.digest(_prompt(number))
+            digest = call.scope.digest(_prompt(number))
             pipeline.set(keys.answer(digest), encode_entry(entry, digest), px=_TTL_MS)
         await pipeline.execute()
     await client.aclose()

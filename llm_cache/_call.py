@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypedDict
 
 from llm_cache._core.canonical import to_json
 from llm_cache._core.codec import Sealed
 from llm_cache._core.control import CacheControl
-from llm_cache._core.keys import Scope
+from llm_cache._core.keys import Scope, prompt_version
 from llm_cache._core.types import ChatRequest, Completion, Json
 from llm_cache.errors import ConfigurationError, InvalidRequest
 
@@ -50,10 +50,8 @@ _RAW_RESPONSE_HEADER = "x-stainless-raw-response"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """What holds for a call whatever its prompt: who asks, for what, and on which conditions."""
+    """What holds for a call whatever its messages: who asks, for what, and on which conditions."""
 
-    scope: Scope
-    """Within it, answers may be shared between prompts that mean the same."""
     model: str
     tenant: str | None
     """The caller's name for whose call this is."""
@@ -61,13 +59,11 @@ class Terms:
     """What stands in Redis for the tenant that the answer belongs to; a shared one has none."""
     shared_scope: str | None
     """Within it tenants share answers, because the caller said so."""
-    prompt_version: str | None
-    """Names the system prompt."""
     tags: tuple[str, ...]
     depends_on: tuple[str, ...]
     ttl_s: float
     semantic: bool
-    """Whether the semantic layer takes part."""
+    """Whether the semantic layer takes part, where there is a text to compare."""
     control: CacheControl
     bypass: str | None
     """Why the cache takes no part at all; `None` where it does."""
@@ -85,9 +81,19 @@ class Call:
 
     digest: str
     """Names the answer to this very request."""
-    text: str | None
+    text: str | None = field(repr=False)
     """What is compared; `None` where nothing is."""
+    instructions: Callable[[], str] = field(repr=False)
+    """Returns the texts that tell the model how to answer, whatever the question."""
+    scope: Scope
+    """Within it, answers may be shared between prompts that mean the same."""
     terms: Terms
+
+    @property
+    def prompt_version(self) -> str | None:
+        """Names the system prompt; `None` where there is none. Worked out when it is asked for."""
+        instructions = self.instructions()
+        return prompt_version(instructions) if instructions else None
 
     @property
     def flight(self) -> tuple[Hashable, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from llm_cache._call import Call
 from llm_cache._core.keys import Keys
+from llm_cache._core.normalize import without_compared
 from llm_cache._core.types import CacheStatus, ChatRequest
 from llm_cache._redis.exact import ExactStore
 from llm_cache._semantic import SemanticLayer
@@ -66,7 +67,8 @@ async def explain(
     found = await exact.lookup(call.digest, call.text)
     neighbours = await _neighbours(call, keys, exact, semantic, now_s)
     terms = call.terms
-    in_force = semantic.decisions.in_force(terms.tenant_id) if terms.semantic else None
+    compared = call.text if terms.semantic else None
+    in_force = None if compared is None else semantic.decisions.in_force(terms.tenant_id)
     status, reason = CacheStatus.MISS, "no stored answer may be served"
     if any(neighbour.verdict == _SERVED for neighbour in neighbours):
         status, reason = CacheStatus.SEMANTIC, "a stored prompt means the same"
@@ -84,9 +86,9 @@ async def explain(
         status=status,
         reason=reason,
         key=keys.answer(call.digest),
-        scope=call.terms.scope.name,
+        scope=call.scope.name,
         parts=_parts(call, request, config),
-        compared=call.text if call.terms.semantic else None,
+        compared=compared,
         similarity_threshold=None if in_force is None else in_force.similarity_threshold,
         policy=None if in_force is None else in_force.description,
         neighbours=neighbours,
@@ -97,13 +99,15 @@ _SERVED = "served"
 
 
 def _parts(call: Call, request: ChatRequest, config: CacheConfig) -> dict[str, Any]:
-    base_url, model, messages, body, headers, query = json.loads(request.frame)
+    # The messages stand behind the list that it begins with, in a form that nobody reads.
+    beside, _ = json.JSONDecoder().raw_decode(request.frame.decode())
+    base_url, model, body, headers, query = beside
     return {
         "tenant": call.terms.tenant,
         "cache_version": config.cache_version,
         "base_url": base_url,
         "model": model,
-        "messages": messages,
+        "messages": without_compared(request.messages),
         "body": body,
         "headers": _digests(headers),
         "query": _digests(query),
@@ -124,7 +128,7 @@ async def _neighbours(
 ) -> tuple[Neighbour, ...]:
     if not call.terms.semantic or call.text is None:
         return ()
-    place = await semantic.locate(call.text, call.terms.scope.name)
+    place = await semantic.locate(call.text, call.scope.name)
     if place is None:
         return ()
     neighbours: list[Neighbour] = []

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from dataclasses import replace
-from functools import partial
+import sys
+from collections.abc import Hashable, Iterator, Mapping
+from functools import lru_cache, partial
 from typing import Any, Protocol, Unpack
 
 from llm_cache._call import (
@@ -17,12 +17,20 @@ from llm_cache._call import (
     control_header,
 )
 from llm_cache._core import keys, policy
-from llm_cache._core.control import ANY, CacheControl, parse_cache_control
-from llm_cache._core.normalize import Prompt, fold_text, frame_value, is_plain, normalize
-from llm_cache._core.targets import MOST_NAME_CHARS
-from llm_cache._core.types import ChatRequest, Json
-from llm_cache.config import CacheConfig, check_ttl, is_number, upstream_name
-from llm_cache.errors import ConfigurationError, InvalidRequest
+from llm_cache._core.control import CacheControl
+from llm_cache._core.normalize import (
+    Prompt,
+    Turns,
+    fold_text,
+    frame_value,
+    is_plain,
+    read_messages,
+)
+from llm_cache._core.parameters import check_params, frame_params
+from llm_cache._core.types import ChatRequest
+from llm_cache._terms import terms_of, under_rule
+from llm_cache.config import CacheConfig, is_number, upstream_name
+from llm_cache.errors import InvalidRequest
 
 
 class Service(Protocol):
@@ -42,16 +50,17 @@ class Service(Protocol):
 
 
 class Planner:
-    """Makes calls out of arguments. Remembers the terms of recent calls with a plain prompt.
+    """Makes calls out of arguments. Remembers what it found out for earlier calls of their kind.
 
-    Most calls differ from earlier ones in nothing but the prompt; for them all the rest, which
-    costs ten times as much as the prompt, has been checked and hashed before. A list of one user's
-    turn, behind a system message or none, is a plain prompt as well.
+    Most calls differ from earlier ones in nothing but the messages; for them all the rest, which
+    costs as much as a long conversation, has been checked before. And where all that comes before
+    the prompt is a system message or nothing, their scope is known too.
     """
 
     def __init__(self, config: CacheConfig) -> None:
         self._config = config
-        self._known: dict[Hashable, _Pattern] = {}
+        self._known: dict[Hashable, _Kind] = {}
+        self._opening = lru_cache(_MOST_KNOWN)(_Opening)
 
     def chat(
         self, prompt: Prompt, service: Service, options: dict[str, Any], params: dict[str, Any]
@@ -61,26 +70,37 @@ class Planner:
         Raises:
             InvalidRequest: an argument cannot work; the message names it.
         """
-        prompt, options = _as_plain(prompt, options)
-        # A caller's own rule may look at anything, the prompt included.
-        may_know = type(prompt) is str and self._config.bypass is None
-        kind, pattern = None, None
-        if may_know:
+        kind, is_known = self._kind(service, options, params)
+        plain = _as_plain(prompt, kind) if is_known else None
+        if plain is not None:
+            turn, system = plain
+            planned = self._opening(kind, system).call(turn)
+            if planned is not None:
+                return planned
+        return kind.call(prompt)
+
+    def _kind(
+        self, service: Service, options: dict[str, Any], params: dict[str, Any]
+    ) -> tuple[_Kind, bool]:
+        """Return the kind of a call, and whether it is remembered."""
+        key = None
+        # A caller's own rule may look at anything, the messages included.
+        if self._config.bypass is None:
             try:
-                kind = _kind(service, options, params)
-                pattern = self._known.get(kind)
+                key = _key(service, options, params)
+                known = self._known.get(key)
             except (TypeError, ValueError):
                 # What can be changed has no hash, and an array is neither equal nor unequal.
-                pattern = None
-        planned = None if pattern is None else pattern.call(prompt)  # type: ignore[arg-type]
-        if planned is not None:
-            return planned
-        call, request = plan_chat(prompt, service, config=self._config, params=params, **options)
-        if may_know and _is_lasting(options, params):
+                key = known = None
+            if known is not None:
+                return known, True
+        kind = _Kind(service, self._config, params, **options)
+        is_lasting = key is not None and _is_lasting(options, params)
+        if is_lasting:
             if len(self._known) >= _MOST_KNOWN:
                 del self._known[next(iter(self._known))]
-            self._known[kind] = _Pattern(call.terms, request, self._config)
-        return call, lambda: request
+            self._known[key] = kind
+        return kind, is_lasting
 
     def value(
         self,
@@ -99,17 +119,17 @@ class Planner:
             request, producer=producer, normalization=self._config.normalization
         )
         model = request.get("model")
-        return _call(
-            frame,
-            text,
-            normalized,
+        terms = terms_of(
+            self._config,
             model=model if isinstance(model, str) else "",
-            config=self._config,
-            request=request,
             refuse=partial(policy.value_refusal, store_if=store_if),
-            options=options,
-            instructions=_instructions(request.get("messages"), request.get("system")),
+            **options,
         )
+        terms = under_rule(terms, self._config, request)
+        # Read now: what they are in is the caller's own, who may change it.
+        instructions = _instructions(request.get("messages"), request.get("system"))
+        scope = _scope(frame, terms, self._config)
+        return Call(_digest(scope, normalized), text, lambda: instructions, scope, terms)
 
 
 _MOST_KNOWN = 1024
@@ -134,19 +154,21 @@ _MOST_CHARS = 10_000
 """Of the texts that are remembered with one kind of call, which may be a long system prompt."""
 
 
-def _as_plain(prompt: Prompt, options: dict[str, Any]) -> tuple[Prompt, dict[str, Any]]:
-    """Return *prompt* and *options* as they would be of a plain prompt, if they say no more."""
-    if type(prompt) is not list or not isinstance(options.get("system", UNSET), Unset):
-        return prompt, options
-    is_short = len(prompt) <= 2 and all(map(is_plain, prompt))
-    if not is_short or [message["role"] for message in prompt] not in _PLAIN:
-        return prompt, options
+def _as_plain(prompt: Prompt, kind: _Kind) -> tuple[str, str | None] | None:
+    """Return the turn and the system message before it, if *prompt* says no more than those."""
+    if type(prompt) is str:
+        return prompt, kind.system
+    if type(prompt) is not list or len(prompt) > 2 or kind.has_system:
+        return None
+    if not all(map(is_plain, prompt)) or [message["role"] for message in prompt] not in _PLAIN:
+        return None
     *before, turn = [message["content"] for message in prompt]
-    return turn, {**options, "system": before[0] if before else None}
+    system = before[0] if before else None
+    return None if before and len(before[0]) > _MOST_CHARS else (turn, system)
 
 
-def _kind(service: Service, options: dict[str, Any], params: dict[str, Any]) -> Hashable:
-    """Return what calls have in common that differ in the prompt alone."""
+def _key(service: Service, options: dict[str, Any], params: dict[str, Any]) -> Hashable:
+    """Return what calls have in common that differ in the messages alone."""
     if not params and (not options or options == _NOTHING_SAID):
         return service, None
     given = (*options.values(), *params.values())
@@ -170,157 +192,132 @@ def _is_lasting(options: dict[str, Any], params: dict[str, Any]) -> bool:
     )
 
 
-class _Pattern:
-    """Calls with a plain prompt that differ in the prompt alone."""
-
-    __slots__ = ("_chars", "_normalization", "_request", "_terms")
-
-    def __init__(self, terms: Terms, request: ChatRequest, config: CacheConfig) -> None:
-        self._terms = terms
-        # The caller has the request itself, and may change it.
-        self._request = replace(request, messages=[dict(turn) for turn in request.messages])
-        others = self._request.messages[:-1]
-        self._normalization = config.normalization
-        self._chars = config.max_prompt_chars - sum(len(turn["content"]) for turn in others)
-
-    def call(self, prompt: str) -> tuple[Call, RequestOf] | None:
-        """Return the call for *prompt*; `None` for one that can only be refused."""
-        if len(prompt) > self._chars or not prompt or prompt.isspace():
-            return None
-        normalized = fold_text(prompt, self._normalization)
-        try:
-            digest = self._terms.scope.digest(normalized)
-        except UnicodeEncodeError:
-            return None
-        return Call(digest, prompt, self._terms), partial(self._ask, prompt, normalized)
-
-    def _ask(self, prompt: str, normalized: str) -> ChatRequest:
-        messages = [dict(message) for message in self._request.messages]
-        messages[-1]["content"] = prompt
-        return replace(self._request, messages=messages, text=prompt, normalized=normalized)
-
-
-def plan_chat(
-    prompt: Prompt,
-    service: Service,
-    *,
-    config: CacheConfig,
-    params: Mapping[str, Any],
-    model: str | None = None,
-    system: str | Unset | None = UNSET,
-    **options: Unpack[CallOptions],
-) -> tuple[Call, ChatRequest]:
-    """Return the call that these arguments make, and what the model is to be asked.
+class _Kind:
+    """Calls that differ in their messages alone: all that is known of them, checked once.
 
     Raises:
         InvalidRequest: an argument cannot work; the message names it.
     """
-    if isinstance(system, Unset):
-        # A list of messages brings its own system message, or means to have none.
-        system = config.system if isinstance(prompt, str) else None
-    request = normalize(
-        prompt,
-        model=config.model if model is None else model,
-        system=system,
-        params=params,
-        defaults=service.defaults,
-        base_url=upstream_name(config, service.base_url),
-        normalization=config.normalization,
-        max_chars=config.max_prompt_chars,
-    )
-    if options.get("cache_control") is None:
-        options["cache_control"] = control_header(request.params)
-    call = _call(
-        request.frame,
-        request.text,
-        request.normalized,
-        model=request.model,
-        config=config,
-        request={"model": request.model, "messages": request.messages, **request.params},
-        refuse=policy.refusal,
-        options=options,
-        instructions=_instructions(request.messages),
-        wait_s=_seconds(request.params.get("timeout"), service.timeout),
-    )
-    return call, request
+
+    def __init__(
+        self,
+        service: Service,
+        config: CacheConfig,
+        params: Mapping[str, Any],
+        *,
+        model: str | None = None,
+        system: str | Unset | None = UNSET,
+        **options: Unpack[CallOptions],
+    ) -> None:
+        name: Any = config.model if model is None else model
+        if not isinstance(name, str) or not name:
+            raise InvalidRequest("model must be the name of a model")
+        self.has_system = not isinstance(system, Unset)
+        """Whether the caller gave the system message of a plain prompt."""
+        self.system: Any = system if self.has_system else config.system
+        """The one of a plain prompt; a list brings its own, or means to have none."""
+        self.config = config
+        self._params = check_params(params)
+        self._frame = frame_params(
+            self._params,
+            model=name,
+            base_url=upstream_name(config, service.base_url),
+            defaults=service.defaults,
+        )
+        if options.get("cache_control") is None:
+            options["cache_control"] = control_header(self._params)
+        wait_s = _seconds(self._params.get("timeout"), service.timeout)
+        self.terms = terms_of(config, model=name, refuse=policy.refusal, wait_s=wait_s, **options)
+
+    def call(self, prompt: Prompt) -> tuple[Call, RequestOf]:
+        """Return the call for *prompt*, and what makes the model's request.
+
+        Raises:
+            InvalidRequest: the messages cannot work; the message names the part to change.
+        """
+        is_plain_prompt = isinstance(prompt, str)
+        turns = self.read(prompt, self.system if is_plain_prompt or self.has_system else None)
+        terms, scope = self.terms, self.scope(turns)
+        if self.config.bypass is not None:
+            as_sent = {"model": terms.model, "messages": turns.messages, **self._params}
+            terms = under_rule(terms, self.config, as_sent)
+        digest = _digest(scope, turns.normalized)
+        instructions = partial(_instructions, turns.messages)
+        call = Call(digest, turns.text, instructions, scope, terms)
+        return call, partial(self.request, turns)
+
+    def read(self, prompt: Prompt, system: str | None) -> Turns:
+        """Return the messages that the model is to be sent."""
+        return read_messages(
+            prompt,
+            system=system,
+            normalization=self.config.normalization,
+            max_chars=self.config.max_prompt_chars,
+        )
+
+    def scope(self, turns: Turns) -> keys.Scope:
+        """Return the scope of a call with these messages."""
+        return _scope(self._frame + turns.frame, self.terms, self.config)
+
+    def request(self, turns: Turns) -> ChatRequest:
+        """Return what the model is asked."""
+        return ChatRequest(
+            model=self.terms.model,
+            messages=turns.messages,
+            params=self._params,
+            frame=self._frame + turns.frame,
+            text=turns.text,
+            normalized=turns.normalized,
+        )
 
 
-def _call(
-    frame: bytes,
-    text: str | None,
-    normalized: str,
-    *,
-    model: str,
-    config: CacheConfig,
-    request: Mapping[str, Any],
-    refuse: Callable[[Json], str | None],
-    options: CallOptions,
-    instructions: str,
-    wait_s: float | None = None,
-) -> Call:
-    tenant = _checked_tenant(options.get("tenant"), is_required=config.require_tenant)
-    given = options.get("cache_control")
-    control = ANY if given is None else parse_cache_control(given)
-    bypass = _bypass_reason(control, config, request)
-    is_free = bypass is None and not control.no_cache and not control.only_if_cached
-    tenant_id = keys.tenant_id(tenant, config.tenant_secret)
-    shared_scope = _checked_scope(options.get("shared_scope"))
-    scope = keys.Scope(
+class _Opening:
+    """Calls of a kind with a plain prompt, behind the same *system* message or none."""
+
+    __slots__ = ("_instructions", "_kind", "_most_chars", "_normalization", "_scope", "_system")
+
+    def __init__(self, kind: _Kind, system: str | None) -> None:
+        self._kind = kind
+        self._system = system
+        # Whatever the prompt is, it is no part of the scope.
+        turns = read_messages("?", system=system, max_chars=sys.maxsize)
+        self._scope = kind.scope(turns)
+        self._instructions = partial(_instructions, turns.messages)
+        self._normalization = kind.config.normalization
+        self._most_chars = kind.config.max_prompt_chars - len(system or "")
+
+    def call(self, prompt: str) -> tuple[Call, RequestOf] | None:
+        """Return the call for *prompt*; `None` for one that can only be refused."""
+        if len(prompt) > self._most_chars or not prompt or prompt.isspace():
+            return None
+        normalized = fold_text(prompt, self._normalization)
+        try:
+            digest = self._scope.digest(normalized)
+        except UnicodeEncodeError:
+            return None
+        call = Call(digest, prompt, self._instructions, self._scope, self._kind.terms)
+        return call, partial(self._request, prompt)
+
+    def _request(self, prompt: str) -> ChatRequest:
+        return self._kind.request(self._kind.read(prompt, self._system))
+
+
+def _scope(frame: bytes, terms: Terms, config: CacheConfig) -> keys.Scope:
+    return keys.Scope(
         frame,
-        tenant=tenant_id,
-        shared_scope=shared_scope,
+        tenant=terms.tenant_id,
+        shared_scope=terms.shared_scope,
         cache_version=config.cache_version,
         normalization=config.normalization,
     )
-    # Checked apart: the exception of a failed encoding holds the prompt.
-    if not _is_unicode(normalized):
-        raise InvalidRequest("the prompt holds a lone surrogate, which is not Unicode text")
-    terms = Terms(
-        scope=scope,
-        model=model,
-        tenant=tenant,
-        tenant_id=None if shared_scope is not None else tenant_id,
-        shared_scope=shared_scope,
-        prompt_version=keys.prompt_version(instructions) if instructions else None,
-        tags=_checked_names(options.get("tags", ()), "tags", "tag"),
-        depends_on=_checked_names(options.get("depends_on", ()), "depends_on", "dependency"),
-        ttl_s=_checked_ttl_s(options.get("ttl_s"), model, config),
-        semantic=config.semantic and options.get("semantic") is not False and text is not None,
-        control=control,
-        bypass=bypass,
-        is_shared=is_free and config.single_flight and not config.shadow,
-        refuse=refuse,
-        wait_s=wait_s,
-    )
-    return Call(scope.digest(normalized), text, terms)
 
 
-def _bypass_reason(
-    control: CacheControl, config: CacheConfig, request: Mapping[str, Any]
-) -> str | None:
-    if control.no_store:
-        return "no-store"
-    return "policy" if config.bypass is not None and config.bypass(request) else None
-
-
-def _checked_tenant(tenant: object, *, is_required: bool) -> str | None:
-    if tenant is None:
-        if is_required:
-            raise InvalidRequest("require_tenant=True: every call must name its tenant=")
-        return None
-    return _checked_name(tenant, "tenant", otherwise=", or None for the shared one")
-
-
-def _checked_scope(name: object) -> str | None:
-    return None if name is None else _checked_name(name, "shared_scope")
-
-
-def _checked_name(name: object, what: str, *, otherwise: str = "") -> str:
-    if not isinstance(name, str) or not name or not _is_unicode(name):
-        raise InvalidRequest(f"{what} must be text that is not empty{otherwise}")
-    if len(name) > MOST_NAME_CHARS:
-        raise InvalidRequest(f"{what} must have at most {MOST_NAME_CHARS} characters")
-    return name
+def _digest(scope: keys.Scope, normalized: str) -> str:
+    try:
+        return scope.digest(normalized)
+    except UnicodeEncodeError:
+        pass  # Its own exception is raised outside, without a context: this one holds the prompt.
+    raise InvalidRequest("the prompt holds a lone surrogate, which is not Unicode text")
 
 
 def _instructions(messages: Any, system: Any = None) -> str:
@@ -346,31 +343,8 @@ def _texts(content: Any) -> Iterator[str]:
             yield text
 
 
-def _checked_names(names: Iterable[object], what: str, one: str) -> tuple[str, ...]:
-    if isinstance(names, str) or not isinstance(names, Iterable):
-        raise InvalidRequest(f"{what} must be a list of texts; got {type(names).__name__}")
-    return tuple(dict.fromkeys(_checked_name(name, f"every {one}") for name in names))
-
-
 def _seconds(given: Any, default: Any) -> float | None:
     """Return a time-out of the SDK, a number or an object with several, in seconds."""
     timeout = default if given is None else given
     seconds = getattr(timeout, "read", timeout)
     return float(seconds) if is_number(seconds) else None
-
-
-def _is_unicode(text: str) -> bool:
-    """Tell whether *text* can be written down: a lone surrogate cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _checked_ttl_s(ttl_s: float | None, model: str, config: CacheConfig) -> float:
-    configured_s = config.model_ttl_s.get(model, config.ttl_s)
-    try:
-        return check_ttl(configured_s if ttl_s is None else ttl_s, "ttl_s")
-    except ConfigurationError as error:
-        raise InvalidRequest(str(error)) from None

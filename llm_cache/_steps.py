@@ -251,7 +251,7 @@ class Steps:
                 turn.placing = self._placed(call, call.text)
 
     def _placed(self, call: Call, text: str) -> Placing:
-        locating = self._semantic.locate(text, call.terms.scope.name)
+        locating = self._semantic.locate(text, call.scope.name)
         return Placing(locating, self._health.embedder, self._background)
 
     async def _find(

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from llm_cache._background import Background, done_within
 from llm_cache._budget import Budget
-from llm_cache._call import Call, Terms
+from llm_cache._call import Call
 from llm_cache._core.codec import encode_entry
 from llm_cache._core.encryption import Cipher
 from llm_cache._core.policy import Lifetime, Refusal, lifetime
@@ -269,10 +268,9 @@ class Storing:
         sources = await self._answers.sources(call.terms.depends_on)
         if sources is None:
             refusal = Refusal.SOURCE_GONE
-        terms = replace(call.terms, depends_on=sources or ())
         blob = b""
         if refusal is None:
-            entry = _entry(terms, answer, life, stamp=epoch, now_s=now_s)
+            entry = _entry(call, answer, life, sources or (), stamp=epoch, now_s=now_s)
             try:
                 blob = self._encoded(entry, call)
             except OverflowError:
@@ -314,7 +312,16 @@ class Storing:
         )
 
 
-def _entry(terms: Terms, answer: Json, life: Lifetime, *, stamp: str, now_s: float) -> Entry:
+def _entry(
+    call: Call,
+    answer: Json,
+    life: Lifetime,
+    sources: tuple[str, ...],
+    *,
+    stamp: str,
+    now_s: float,
+) -> Entry:
+    terms = call.terms
     return Entry(
         answer=answer,
         created_s=now_s,
@@ -323,9 +330,9 @@ def _entry(terms: Terms, answer: Json, life: Lifetime, *, stamp: str, now_s: flo
         model=terms.model,
         tenant=terms.tenant_id,
         shared_scope=terms.shared_scope,
-        prompt_version=terms.prompt_version,
+        prompt_version=call.prompt_version,
         tags=terms.tags,
-        depends_on=terms.depends_on,
+        depends_on=sources,
     )
 
 

@@ -14,7 +14,7 @@ from openai.types.create_embedding_response import Usage
 
 from llm_cache._call import Call, CallOptions, control_header, take_options
 from llm_cache._core.canonical import is_not_given
-from llm_cache._core.normalize import fold_headers_and_query
+from llm_cache._core.parameters import fold_headers_and_query
 from llm_cache._core.types import CacheStatus, Json
 from llm_cache._http.upstream import Upstream
 from llm_cache.config import upstream_name

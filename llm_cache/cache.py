@@ -987,7 +987,7 @@ class LLMCache:
         if not call.terms.semantic:
             raise ConfigurationError("the semantic layer is switched off (semantic=False)")
         await self.open()
-        return await self._semantic.locate(call.text, call.terms.scope.name, vector=vector), call
+        return await self._semantic.locate(call.text, call.scope.name, vector=vector), call
 
     async def _store_given(
         self,

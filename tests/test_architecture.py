@@ -31,6 +31,7 @@ LAYERS = [
     {"_embedding", "_batches", "_labels", "verify"},
     {"_health", "_background"},
     {"_budget", "_plan"},
+    {"_terms"},
     {"_flight", "_redis", "_http", "_call", "reply", "local", "embedders", "local_chat"},
     {"_deadline", "_exports"},
     {"_core"},

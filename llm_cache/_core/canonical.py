@@ -41,14 +41,28 @@ def encode(value: Any, where: str) -> bytes:
 
 def dump(folded: Any, where: str) -> bytes:
     """Return the bytes of a value that `fold` returned."""
+    return utf8(dumps(folded, where), where)
+
+
+def dumps(folded: Any, where: str) -> str:
+    """Return the text of a value that `fold` returned."""
     try:
-        return _encoder.encode(folded).encode()
-    except UnicodeEncodeError:
-        raise InvalidRequest(
-            f"{where} holds a lone surrogate, which is not Unicode text"
-        ) from None
+        return _encoder.encode(folded)
     except ValueError as error:  # an int of more digits than Python turns into text
         raise InvalidRequest(f"{where} holds a number that cannot be written: {error}") from None
+
+
+def utf8(text: str, where: str) -> bytes:
+    """Return the bytes of *text*; *where* names it in errors.
+
+    Raises:
+        InvalidRequest: it holds a lone surrogate.
+    """
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        pass  # Its own exception is raised outside, without a context: this one holds the text.
+    raise InvalidRequest(f"{where} holds a lone surrogate, which is not Unicode text")
 
 
 def fold(value: Any, where: str, *, depth: int = 0, ordered: bool = False) -> Any:

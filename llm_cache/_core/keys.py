@@ -8,10 +8,11 @@ from base64 import b32encode
 from binascii import b2a_base64
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
-SCHEMA = b"llm_cache/2"
+SCHEMA = b"llm_cache/3"
 """Version of the key schema; part of every digest."""
 
 _DIGEST_BYTES = 21
@@ -30,8 +31,6 @@ class Scope:
         cache_version: The configured one.
         normalization: How the compared texts are normalised; it parts the digests, not the scope.
     """
-
-    __slots__ = ("_begun", "name")
 
     def __init__(
         self,
@@ -54,9 +53,13 @@ class Scope:
             cache_version.encode(),
             frame,
         )
-        self.name = _text(scope)
-        """Its own digest; a TAG of every semantic entry."""
+        self._scope = scope
         self._begun: Any = sha256(_framed(b"key", scope, normalization.encode()))
+
+    @cached_property
+    def name(self) -> str:
+        """Its own digest; a TAG of every semantic entry."""
+        return _text(self._scope)
 
     def digest(self, normalized: str) -> str:
         """Return the digest of the request with this *normalized* text: 168 bits, base64url.

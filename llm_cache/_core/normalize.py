@@ -1,54 +1,16 @@
-"""From what the caller wrote to a `ChatRequest`: validated, and split at the compared text."""
+"""From the messages as the caller wrote them to `Turns`: validated, split at the compared text."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 from llm_cache._core import canonical
-from llm_cache._core.types import ChatRequest, Json, Role
-from llm_cache.config import Normalization, is_number
+from llm_cache._core.types import Json, Role
+from llm_cache.config import Normalization
 from llm_cache.errors import InvalidRequest
 
-_TRANSPORT_PARAMS = frozenset({"stream", "stream_options", "timeout"})
-"""How the answer travels, not what it is."""
-_EXTRAS = ("extra_body", "extra_headers", "extra_query")
-_TRANSPORT_HEADERS = frozenset(
-    {
-        "accept",
-        "accept-encoding",
-        "api-key",
-        "authorization",
-        "cache-control",
-        "connection",
-        "content-length",
-        "content-type",
-        "cookie",
-        "idempotency-key",
-        "proxy-authorization",
-        "traceparent",
-        "tracestate",
-        "user-agent",
-        "x-client-request-id",
-        "x-request-id",
-    }
-)
-# Credentials say who asks, not what is answered: a key that is rotated must not empty the cache.
-_CREDENTIALS = ("-api-key", "-auth", "-authorization", "-token")
-_NUMBERS = frozenset(
-    {
-        "frequency_penalty",
-        "max_completion_tokens",
-        "max_tokens",
-        "n",
-        "presence_penalty",
-        "seed",
-        "temperature",
-        "top_logprobs",
-        "top_p",
-    }
-)
 _ROLES = frozenset(str(role) for role in Role)
 _HOLE = 0
 """Stands for the compared text in the frame. In a chat request a text is never a number."""
@@ -58,58 +20,78 @@ _WHOLE = -1
 Prompt = str | Iterable[Mapping[str, Any]]
 
 
-def normalize(
+class Turns(NamedTuple):
+    """The messages of a request, checked, and split at the compared text."""
+
+    messages: list[dict[str, Json]]
+    """As the caller wrote them, in dicts of their own."""
+    frame: bytes
+    """Canonical bytes of all messages, without the compared text."""
+    text: str | None
+    """The last user turn, verbatim; `None` where the list does not end with one."""
+    normalized: str
+    """`text` after prompt normalisation."""
+
+
+def read_messages(
     prompt: Prompt,
     *,
-    model: Any,
     system: Any,
-    params: Mapping[str, Any],
-    base_url: str,
-    defaults: Mapping[str, Mapping[str, Any]] | None = None,
     normalization: Normalization = Normalization.WHITESPACE,
     max_chars: int = 1_000_000,
-) -> ChatRequest:
-    """Return the request that *prompt* and the arguments around it make.
+) -> Turns:
+    """Return what *prompt* and the *system* message before it, if any, say.
 
     Args:
         prompt: The user's turn, or the whole list of messages.
-        model: The model's name.
         system: System message to put before a plain prompt; `None` for none.
-        params: Everything else the model is called with.
-        base_url: Where the model is; part of the frame.
-        defaults: `extra_headers` and `extra_query` that the client sends with every request.
         normalization: How the compared text is folded for the exact key.
         max_chars: Most characters the texts of all messages may have together.
 
     Raises:
-        InvalidRequest: the request cannot work; the message names the part to change.
+        InvalidRequest: the messages cannot work; the message names the part to change.
     """
-    if not isinstance(model, str) or not model:
-        raise InvalidRequest("model must be the name of a model")
-    sent = {name: value for name, value in params.items() if not canonical.is_not_given(value)}
-    if "messages" in sent or "model" in sent:
-        raise InvalidRequest("messages and model are given once: pass the messages as the prompt")
-    _check_numbers(sent)
-    messages = _messages(prompt, system)
+    messages, folded = [], []
+    for i, given in enumerate(_given(prompt, system)):
+        if is_plain(given):
+            message = given.copy()
+            folded.append(message)
+        else:
+            message = _message(given, i)
+            folded.append(_fold_message(message, i))
+        messages.append(message)
+    if not messages:
+        raise InvalidRequest("the list of messages is empty")
     _check_size(messages, max_chars)
-    folded = [
-        {"content": message["content"], "role": message["role"]}
-        if is_plain(message)
-        else _fold_message(message, i)
-        for i, message in enumerate(messages)
-    ]
-    texts = _cut_texts(folded)
-    frame = canonical.dump(
-        [base_url, model, folded, *_fold_params(sent, defaults or {})], "the request"
-    )
-    return ChatRequest(
-        model=model,
-        messages=messages,
-        params=sent,
-        frame=frame,
+    folded[-1], texts = _cut_texts(folded[-1])
+    return Turns(
+        messages,
+        frame=canonical.utf8("".join(map(_framed, folded)), "the request"),
         text="\n".join(texts) if texts else None,
         normalized=_join([fold_text(text, normalization) for text in texts]),
     )
+
+
+def without_compared(messages: list[dict[str, Json]]) -> list[dict[str, Json]]:
+    """Return checked *messages* as a scope has them: a number stands for every compared text."""
+    folded = [_fold_message(message, i) for i, message in enumerate(messages)]
+    folded[-1], _ = _cut_texts(folded[-1])
+    return folded
+
+
+def _framed(message: dict[str, Json]) -> str:
+    """Return the canonical form of a folded message, which tells itself where it ends.
+
+    JSON, but for a role with a text, as most messages are: writing those as JSON takes most of the
+    time that planning a long conversation does. A role begins with a letter, and JSON does not.
+    """
+    text = message.get("content")
+    if len(message) == 2:
+        if type(text) is str:
+            return f"{message['role']}{len(text)}:{text}"
+        if text == _HOLE:
+            return f"{message['role']}:"
+    return canonical.dumps(message, "the request")
 
 
 def frame_value(
@@ -200,7 +182,7 @@ def _join(texts: list[str]) -> str:
     return canonical.dump(texts, "the last message").decode() if texts else ""
 
 
-def _messages(prompt: Prompt, system: str | None) -> list[dict[str, Json]]:
+def _given(prompt: Prompt, system: Any) -> Iterable[Any]:
     if isinstance(prompt, str):
         if system is not None and not isinstance(system, str):
             raise InvalidRequest("system must be text, or None for no system message")
@@ -210,13 +192,7 @@ def _messages(prompt: Prompt, system: str | None) -> list[dict[str, Json]]:
         raise InvalidRequest("system= goes with a plain prompt; put it into the message list")
     if isinstance(prompt, bytes | Mapping) or not isinstance(prompt, Iterable):
         raise InvalidRequest("the prompt must be text or a list of messages")
-    messages = [
-        message.copy() if is_plain(message) else _message(message, i)
-        for i, message in enumerate(prompt)
-    ]
-    if not messages:
-        raise InvalidRequest("the list of messages is empty")
-    return messages
+    return prompt
 
 
 def is_plain(message: Any) -> TypeGuard[dict[str, Json]]:
@@ -272,71 +248,21 @@ def _check_part(part: Json, where: str) -> None:
         raise InvalidRequest(f"{where}.text must be text")
 
 
-def _cut_texts(folded: list[dict[str, Json]]) -> list[str]:
-    """Take the texts of the last user turn out of *folded*, leaving holes, and return them.
+def _cut_texts(last: dict[str, Json]) -> tuple[dict[str, Json], list[str]]:
+    """Return the *last* message with holes for the texts of a user's turn, and those texts.
 
-    Nothing is taken when the list ends with anything but a user turn: then the whole request is
+    There are none where the list ends with anything but a user's turn: then the whole request is
     frame, and only the very same request finds its answer.
     """
-    last = folded[-1]
     if last["role"] != "user":
-        return []
+        return last, []
     content = last.get("content")
-    texts, _ = _cut_content(last)
+    cut = dict(last)
+    texts, _ = _cut_content(cut)
     is_text_alone = isinstance(content, str) or not content or len(texts) == len(content)
     if is_text_alone and not any(text.strip() for text in texts):
         raise InvalidRequest("the prompt is empty")
-    return texts
-
-
-def _fold_params(sent: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]]) -> list[Json]:
-    """Return the rest of the request body, the headers and the query that the model could see.
-
-    The SDK lays `extra_body` over the body, so a parameter given there is the same parameter.
-    """
-    body = {
-        name: value
-        for name, value in sent.items()
-        if name not in _TRANSPORT_PARAMS and name not in _EXTRAS
-    }
-    over_body = _mapping(sent.get("extra_body"), "extra_body")
-    return [
-        canonical.fold({**body, **over_body}, "the request"),
-        *fold_headers_and_query(sent, defaults),
-    ]
-
-
-def fold_headers_and_query(
-    sent: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]]
-) -> list[Json]:
-    """Return the headers and the query that the model could see, of the call and the client."""
-    extra = {name: _mapping(sent.get(name), name) for name in ("extra_headers", "extra_query")}
-    given = [*defaults.get("extra_headers", {}).items(), *extra["extra_headers"].items()]
-    headers = {name.lower(): value for name, value in given if not is_transport(name.lower())}
-    query = {**defaults.get("extra_query", {}), **extra["extra_query"]}
-    return [canonical.fold(headers, "extra_headers"), canonical.fold(query, "extra_query")]
-
-
-def is_transport(header: str) -> bool:
-    """Tell whether *header*, in lower case, says how an answer travels or who asks for it."""
-    # The SDK tells its platform, retries and helpers in headers of one prefix.
-    is_named = header in _TRANSPORT_HEADERS or header.startswith("x-stainless-")
-    return is_named or header.endswith(_CREDENTIALS)
-
-
-def _mapping(value: Any, name: str) -> Mapping[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise InvalidRequest(f"{name} must be a mapping of names to values")
-    return value
-
-
-def _check_numbers(sent: Mapping[str, Any]) -> None:
-    for name in _NUMBERS & sent.keys():
-        value = sent[name]
-        if value is not None and not is_number(value):
-            raise InvalidRequest(f"{name} must be a number; got {type(value).__name__}")
+    return cut, texts
 
 
 def _check_size(messages: list[dict[str, Json]], max_chars: int) -> None:

@@ -8,7 +8,7 @@ import inspect
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from llm_cache._core.normalize import is_transport
+from llm_cache._core.parameters import is_transport
 from llm_cache._core.types import ChatRequest
 from llm_cache.config import openai_base_url, openai_key_in_env
 from llm_cache.errors import ConfigurationError

@@ -4,9 +4,8 @@ The named tests are failures that other caches have shipped.
 """
 
 import inspect
-from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from llm_cache import CacheConfig, LLMCache
-from llm_cache._call import UNSET
+from llm_cache._call import UNSET, Call
 from llm_cache._core.canonical import encode
-from llm_cache._plan import _NOTHING_SAID, Planner, plan_chat
+from llm_cache._core.types import ChatRequest
+from llm_cache._plan import _NOTHING_SAID, Planner
 from llm_cache.errors import InvalidRequest
 
 text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
@@ -30,7 +30,27 @@ json_values = st.recursive(
     max_leaves=6,
 )
 roles = st.sampled_from(["user", "assistant", "system", "developer"])
-messages = st.lists(st.fixed_dictionaries({"role": roles, "content": words}), max_size=3)
+plain_turns = st.fixed_dictionaries({"role": roles, "content": words})
+# Texts that look like what stands around a text in a frame.
+confusing = st.sampled_from(
+    ["user:", "1:a", "auser1:b", '{"content":0,"role":"user"}', "0", "", ":"]
+)
+other_turns = st.one_of(
+    st.fixed_dictionaries({"role": roles, "content": confusing}),
+    st.fixed_dictionaries({"role": roles, "content": words, "name": text}),
+    st.fixed_dictionaries({"role": st.just("assistant"), "content": st.none()}),
+    st.fixed_dictionaries(
+        {
+            "role": roles,
+            "content": st.lists(
+                st.fixed_dictionaries({"type": st.just("text"), "text": words | confusing}),
+                min_size=2,
+                max_size=3,
+            ),
+        }
+    ),
+)
+messages = st.lists(plain_turns | other_turns, max_size=3)
 params = st.dictionaries(
     st.sampled_from(["user", "stop", "metadata", "logit_bias", "top_k", "guided_json", "x"]),
     json_values,
@@ -59,15 +79,24 @@ def requests(draw: Any) -> dict[str, Any]:
 def names(request: dict[str, Any], **options: Any) -> tuple[str, str]:
     """Return digest and scope of *request*."""
     given = deepcopy(request)
-    call, _ = plan_chat(
-        given.pop("messages"),
-        Service(options.pop("base_url", "http://u/")),
-        config=CacheConfig(**{"normalization": "verbatim", **options.pop("config", {})}),
-        model=given.pop("model"),
-        params=given,
-        **options,
+    config = CacheConfig(**{"normalization": "verbatim", **options.pop("config", {})})
+    service = Service(options.pop("base_url", "http://u/"))
+    call, _ = planned(
+        given.pop("messages"), service, {**options, "model": given.pop("model")}, given, config
     )
-    return call.digest, call.terms.scope.name
+    return call.digest, call.scope.name
+
+
+def planned(
+    prompt: Any,
+    service: Service,
+    options: dict[str, Any],
+    params: dict[str, Any],
+    config: CacheConfig | None = None,
+) -> tuple[Call, ChatRequest]:
+    """Return the call of these arguments, and its request, where nothing is remembered."""
+    call, request_of = Planner(config or CacheConfig()).chat(prompt, service, options, params)
+    return call, request_of()
 
 
 def same(a: Any, b: Any) -> bool:
@@ -216,11 +245,9 @@ def test_surroundings_are_part_of_both(change):
 
 
 def test_system_prompt_is_part_of_the_scope():
-    plan: Callable[..., Any] = plan_chat
-    common = {"config": CacheConfig(), "params": {}}
     systems = ("Be brief.", "Be long.", None)
-    calls = [plan("Hi", Service("u"), system=system, **common)[0] for system in systems]
-    assert len({call.terms.scope.name for call in calls}) == 3
+    calls = [planned("Hi", Service("u"), {"system": system}, {})[0] for system in systems]
+    assert len({call.scope.name for call in calls}) == 3
 
 
 def test_two_tool_calls_of_one_id_are_refused():
@@ -245,31 +272,28 @@ options = st.fixed_dictionaries(
 
 @given(st.lists(st.tuples(words, options, plain_params), min_size=1, max_size=8))
 def test_what_is_remembered_of_earlier_calls_changes_nothing(calls):
-    planner, config, service = Planner(CacheConfig()), CacheConfig(), Service("u")
+    planner, service = Planner(CacheConfig()), Service("u")
     for prompt, given_options, given_params in [*calls, *calls]:
         call, request_of = planner.chat(prompt, service, dict(given_options), dict(given_params))
-        plan: Callable[..., Any] = plan_chat
-        slow, request = plan(prompt, service, config=config, params=given_params, **given_options)
-        assert (call.digest, call.text) == (slow.digest, slow.text)
-        assert call.terms.scope.name == slow.terms.scope.name
-        assert replace(call.terms, scope=slow.terms.scope) == slow.terms
+        slow, request = planned(prompt, service, given_options, given_params)
+        assert facts(call) == facts(slow)
         assert request_of() == request
 
 
-turns = st.fixed_dictionaries(
-    {"role": st.sampled_from(["system", "developer", "user", "assistant"]), "content": words}
+@given(
+    st.lists(st.tuples(st.lists(plain_turns, min_size=1, max_size=3), plain_params), min_size=1)
 )
-
-
-@given(st.lists(st.tuples(st.lists(turns, min_size=1, max_size=3), plain_params), min_size=1))
-def test_short_lists_are_planned_alike_remembered_or_not(calls):
-    planner, config, service = Planner(CacheConfig()), CacheConfig(), Service("u")
+def test_lists_are_planned_alike_remembered_or_not(calls):
+    planner, service = Planner(CacheConfig()), Service("u")
     for messages, params in [*calls, *calls]:
         call, request_of = planner.chat(messages, service, {"system": UNSET}, params)
-        slow, request = plan_chat(messages, service, config=config, params=params)
-        assert (call.digest, call.text) == (slow.digest, slow.text)
-        assert replace(call.terms, scope=slow.terms.scope) == slow.terms
+        slow, request = planned(messages, service, {}, params)
+        assert facts(call) == facts(slow)
         assert request_of() == request
+
+
+def facts(call: Call) -> tuple[Any, ...]:
+    return call.digest, call.text, call.scope.name, call.prompt_version, call.terms
 
 
 @pytest.mark.parametrize(
@@ -299,9 +323,9 @@ def test_long_system_prompts_are_not_kept(chars):
     planner, service = Planner(CacheConfig()), Service("u")
     system, turn = "x" * chars, {"role": "user", "content": "Hi"}
     planner.chat("Hi", service, {"system": system}, {})
-    assert len(planner._known) == (chars == 10_000)
+    assert len(planner._known) == planner._opening.cache_info().currsize == (chars == 10_000)
     planner.chat([{"role": "system", "content": system}, turn], service, {}, {})
-    assert len(planner._known) == (chars == 10_000)
+    assert planner._opening.cache_info().currsize == 2 * (chars == 10_000)
 
 
 @pytest.mark.parametrize(
@@ -358,4 +382,29 @@ def test_only_so_many_kinds_of_calls_are_remembered():
     planner, service = Planner(CacheConfig()), Service("u")
     for i in range(3_000):
         planner.chat("Hi", service, {"tenant": str(i)}, {})
-    assert len(planner._known) == 1024
+    assert len(planner._known) == planner._opening.cache_info().currsize == 1024
+
+
+def test_only_so_many_system_prompts_are_remembered():
+    planner, service = Planner(CacheConfig()), Service("u")
+    for i in range(3_000):
+        turns = [{"role": "system", "content": str(i)}, {"role": "user", "content": "Hi"}]
+        planner.chat(turns, service, {}, {})
+    assert planner._opening.cache_info().currsize == 1024
+
+
+def test_a_conversation_of_one_kind_is_one_wherever_it_was_remembered():
+    planner, service = Planner(CacheConfig()), Service("u")
+    turn = {"role": "user", "content": "Hi"}
+    system = {"role": "system", "content": "Be brief."}
+    for _ in range(2):
+        calls = [
+            planner.chat("Hi", service, {"system": "Be brief."}, {})[0],
+            planner.chat([system, turn], service, {}, {})[0],
+            planner.chat((system, turn), service, {}, {})[0],
+        ]
+        assert len({facts(call)[:4] for call in calls}) == 1
+        assert (
+            planner.chat([system, turn, turn], service, {}, {})[0].scope.name
+            != calls[0].scope.name
+        )

@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_cache._core.keys import Keys, Scope, _text, answer_digest, fingerprint, narrow
-from llm_cache._core.normalize import normalize
+from llm_cache._core.normalize import read_messages
 
 
 def names(prompt: str = "Hi", *, tenant: str | None = None, version: str = "") -> tuple[str, str]:
-    request = normalize(prompt, model="m", system=None, params={}, base_url="u")
-    scope = Scope(request.frame, tenant=tenant, cache_version=version, normalization="whitespace")
-    return scope.digest(request.normalized), scope.name
+    turns = read_messages(prompt, system=None)
+    scope = Scope(turns.frame, tenant=tenant, cache_version=version, normalization="whitespace")
+    return scope.digest(turns.normalized), scope.name
 
 
 def test_scopes_are_160_bits_of_base32():

@@ -1,19 +1,34 @@
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from llm_cache import Normalization
-from llm_cache._core.normalize import fold_text, normalize
+from llm_cache import CacheConfig, Normalization
+from llm_cache._core.normalize import fold_text
 from llm_cache._core.types import ChatRequest
+from llm_cache._plan import Planner
 from llm_cache.errors import InvalidRequest
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
 
 
-def request(prompt: Any = "Hi", **options: Any) -> ChatRequest:
-    system = options.pop("system", None)
-    given = {"model": "m", "base_url": "http://u/", "params": options.pop("params", {})}
-    return normalize(prompt, system=system, **{**given, **options})
+@dataclass(frozen=True)
+class Service:
+    base_url: str
+    defaults: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    timeout: None = None
+
+
+def request(prompt: Any = "Hi", **given: Any) -> ChatRequest:
+    """Return what the model is asked, as a call without anything remembered has it."""
+    config = CacheConfig(max_prompt_chars=given.get("max_chars", 1_000))
+    options = {"model": given.get("model", "m"), "system": given.get("system")}
+    if not isinstance(prompt, str) and "system" not in given:
+        del options["system"]
+    service = Service(given.get("base_url", "http://u/"))
+    _, request_of = Planner(config).chat(prompt, service, options, given.get("params", {}))
+    return request_of()
 
 
 def user(content: Any) -> list[dict[str, Any]]:
@@ -208,7 +223,7 @@ def test_system_beside_a_list_is_refused():
         request(user("Hi"), system="Be brief.")
 
 
-@pytest.mark.parametrize("model", ["", None, 3])
+@pytest.mark.parametrize("model", ["", b"m", 3])
 def test_model_must_be_a_name(model):
     with pytest.raises(InvalidRequest, match="model"):
         request(model=model)
