@@ -1,11 +1,14 @@
 """What a call costs in this process alone, without Redis, the embedder or the model.
 
-Digest and scope of a conversation of 20 messages, as `chat()` plans it (nothing is remembered of
-lists of messages); a stored answer of 2 KB, from its bytes to the JSON; and what decides on four
-candidates, all similar enough and none seen before, guards included. Medians, in µs. Beside them
-stands what the standard library takes, on the same machine, for the least that anybody has to do:
-SHA-256 over the messages as sorted JSON, and `json.loads` of the answer. The bounds are those that
-the product was built to, on a machine with a bare `GET` of 70 µs.
+Digest and scope of a conversation of 20 messages, as `chat()` plans it: where the model, the
+options and the parameters were seen before, as they mostly were, and where they are new; of the
+messages nothing is remembered. A stored answer of 2 KB, from its bytes to the whole entry. What
+decides on four candidates, all similar enough, guards included: with prompts that were not seen
+before, with candidates that were, and with entries that keep signatures in place of prompts.
+Medians, in µs. Beside them stands what the standard library takes, on the same machine, for the
+least that anybody has to do: SHA-256 over the messages as sorted JSON, and `json.loads` of the
+answer. The bounds are those that the product was built to, on a machine where a bare `GET` takes
+70 µs.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from hashlib import sha256
+from itertools import count
 from typing import Any
 
 from openai import AsyncOpenAI
@@ -47,6 +51,7 @@ async def run(settings: Settings) -> list[Row]:
             60,
             _median_us(lambda: _hashed(messages), repeats),
         ),
+        _row("the same, of a kind not seen before", _median_us(_planned_anew(messages), repeats)),
         _row(
             "a stored answer of 2 KB, decoded",
             _median_us(_decoded(answer), repeats),
@@ -75,6 +80,14 @@ def _planned(messages: list[dict[str, str]]) -> Callable[[], object]:
     planner, model = Planner(CacheConfig()), Upstream(AsyncOpenAI(api_key="none"))
     options = {"model": "gpt-4o-mini", "tenant": "acme"}
     return lambda: planner.chat(messages, model, options, {"temperature": 0})
+
+
+def _planned_anew(messages: list[dict[str, str]]) -> Callable[[], object]:
+    planner, model = Planner(CacheConfig()), Upstream(AsyncOpenAI(api_key="none"))
+    tenants = map(str, count())
+    return lambda: planner.chat(
+        messages, model, {"model": "gpt-4o-mini", "tenant": next(tenants)}, {"temperature": 0}
+    )
 
 
 def _answer() -> dict[str, Any]:

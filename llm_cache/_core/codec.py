@@ -23,7 +23,6 @@ because the sweep has to know whose an answer is from its first bytes.
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from struct import Struct
 from typing import Any
 from zlib import crc32
@@ -72,6 +71,7 @@ _SHORT = {
 }
 """The details, and their names in Redis, where every answer has them."""
 
+_TEXT = frozenset({str})
 _UNREAD = object()
 _UNREADABLE = "a stored answer cannot be read"
 
@@ -137,18 +137,7 @@ class Sealed:
     def about(self) -> Entry:
         """All but the answer, which is `None` here. Raises as `answer` does."""
         if self._about is None:
-            begin = _HEADER.size
-            try:
-                details = from_json(self._blob[begin : begin + self._header[-1]])
-                self._about = Entry(
-                    answer=None,
-                    created_s=self.created_s,
-                    fresh_until_s=self.fresh_until_s,
-                    stamp=self.stamp,
-                    **_checked(details),
-                )
-            except (ValueError, TypeError, RecursionError) as error:
-                raise CorruptEntry(_UNREADABLE) from error
+            self._about = self._entry(None)
         return self._about
 
     @property
@@ -158,7 +147,21 @@ class Sealed:
 
     def open(self) -> Entry:
         """Return the whole entry. Raises as `answer` does."""
-        return replace(self.about, answer=self.answer)
+        return self._entry(self.answer)
+
+    def _entry(self, answer: Json) -> Entry:
+        begin = _HEADER.size
+        try:
+            details = from_json(self._blob[begin : begin + self._header[-1]])
+            return Entry(
+                answer=answer,
+                created_s=self.created_s,
+                fresh_until_s=self.fresh_until_s,
+                stamp=self.stamp,
+                **_checked(details),
+            )
+        except (ValueError, TypeError, RecursionError) as error:
+            raise CorruptEntry(_UNREADABLE) from error
 
 
 def encode_entry(
@@ -297,12 +300,16 @@ def _checked(details: Any) -> dict[str, Any]:
     Raises:
         TypeError: a detail is of the wrong kind.
     """
-    known = {name: details[_SHORT[name]] for name in _SHORT if _SHORT[name] in details}
-    for name, value in known.items():
+    known = {}
+    for name, short in _SHORT.items():
+        if short not in details:
+            continue
+        value = details[short]
         if name in ("tags", "depends_on"):
-            if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            if not isinstance(value, list) or not _TEXT.issuperset(map(type, value)):
                 raise TypeError(name)
-            known[name] = tuple(value)
+            value = tuple(value)
         elif not isinstance(value, (int, float) if name == "similarity" else str):
             raise TypeError(name)
+        known[name] = value
     return known

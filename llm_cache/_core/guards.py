@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from functools import lru_cache
+from typing import Final, NamedTuple
 
 from llm_cache._core.lexicon import languages, load
 from llm_cache._core.signature import Signature, analyse, pack, translated, unpack, veil
@@ -54,8 +54,7 @@ def objection_between(new: Signature, cached: Signature) -> str | None:
     return compare(new, cached).objection
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
+class Comparison(NamedTuple):
     """What the words of two prompts say of whether one answer does for both."""
 
     objection: str | None
@@ -113,8 +112,7 @@ def _first_objection(new: Signature, cached: Signature, difference: _Difference)
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class _Difference:
+class _Difference(NamedTuple):
     """The tokens that only one of two prompts has, and those of them that say what is asked."""
 
     new: frozenset[str]
@@ -255,7 +253,6 @@ _INSTEAD: Final[Mapping[str, Sequence[str]]] = {
     for prefix in (*_PREFIXES, *[prefix for pair in _OPPOSITE_PREFIXES for prefix in pair])
 }
 _PREFIX_SIZES: Final = tuple(sorted({len(prefix) for prefix in _INSTEAD}))
-_TURNING: Final = tuple(_INSTEAD)
 _SUFFIXES: Final = ("ful", "les")
 
 
@@ -287,15 +284,18 @@ def _opposed(
 def _turned_round(words: Iterable[str], others: frozenset[str]) -> bool:
     """Whether a word is another without its "un-", or with "up-" for its "down-"."""
     for word in words:
-        if word.startswith(_TURNING) or word.endswith(_SUFFIXES):
-            for opposite in _opposites(word):
-                if opposite in others:
-                    return True
+        for opposite in _opposites(word):
+            if opposite in others:
+                return True
     return False
 
 
-def _opposites(word: str) -> list[str]:
-    """Return what *word* becomes when its first or last letters are turned round."""
+@lru_cache(maxsize=4_096)
+def _opposites(word: str) -> tuple[str, ...]:
+    """Return what *word* becomes when its first or last letters are turned round.
+
+    The latest words are remembered: those of one service recur.
+    """
     found = [
         instead + word[size:]
         for size in _PREFIX_SIZES
@@ -303,7 +303,7 @@ def _opposites(word: str) -> list[str]:
     ]
     if word.endswith(_SUFFIXES):
         found.append(word[:-3] + _SUFFIXES[word.endswith(_SUFFIXES[0])])
-    return found
+    return tuple(found)
 
 
 # -- names

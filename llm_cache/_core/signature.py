@@ -7,10 +7,9 @@ import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from hashlib import blake2b
-from typing import Final
+from typing import Final, NamedTuple
 
 from llm_cache._core.lexicon import Kind, Lexicon, Phrase, languages, load
 
@@ -22,8 +21,7 @@ _READ_CHARS: Final = 16_384
 _READ_TOKENS: Final = 512
 
 
-@dataclass(frozen=True, slots=True)
-class Signature:
+class Signature(NamedTuple):
     """What the guards need to know of a prompt, in place of its text.
 
     Bounded whatever the length of the prompt: of what stands behind the first words there is only
@@ -229,8 +227,7 @@ def _veiled(signature: Signature) -> Signature:
 def translated(signature: Signature, words: Mapping[str, str]) -> Signature:
     """Return *signature* with other *words* in the place of those that have one."""
     say = words.get
-    return replace(
-        signature,
+    return signature._replace(
         tokens=tuple([say(word, word) for word in signature.tokens]),
         numbers=tuple(sorted([say(word, word) for word in signature.numbers])),
         names=frozenset([say(word, word) for word in signature.names]),
@@ -505,7 +502,9 @@ class _Reader:
             self._initial = True
             self._role = ""
             return
-        if first.isdecimal():
+        if first.isalpha():
+            self._open(word, written)
+        elif first.isdecimal():
             self._number()
         elif first in _OPERATORS:
             self._operator(_OPERATORS[first])
