@@ -82,12 +82,17 @@ class Call:
     digest: str
     """Names the answer to this very request."""
     text: str | None = field(repr=False)
-    """What is compared; `None` where nothing is."""
+    """What can be compared; `None` where nothing can."""
     instructions: Callable[[], str] = field(repr=False)
     """Returns the texts that tell the model how to answer, whatever the question."""
     scope: Scope
     """Within it, answers may be shared between prompts that mean the same."""
     terms: Terms
+
+    @property
+    def compared(self) -> str | None:
+        """What the semantic layer compares; `None` where it takes no part."""
+        return self.text if self.terms.semantic else None
 
     @property
     def prompt_version(self) -> str | None:
@@ -98,7 +103,7 @@ class Call:
     @property
     def flight(self) -> tuple[Hashable, ...]:
         """Names those calls that one answer serves, whatever the layer it comes from."""
-        return self.digest, self.terms.semantic, self.terms.control.max_age_s
+        return self.digest, self.compared is not None, self.terms.control.max_age_s
 
     def accepts_stale(self, entry: Sealed, now_s: float, *, for_s: float) -> bool:
         """Tell whether *entry* may be served although it turned stale, up to *for_s* ago."""

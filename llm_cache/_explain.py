@@ -67,8 +67,7 @@ async def explain(
     found = await exact.lookup(call.digest, call.text)
     neighbours = await _neighbours(call, keys, exact, semantic, now_s)
     terms = call.terms
-    compared = call.text if terms.semantic else None
-    in_force = None if compared is None else semantic.decisions.in_force(terms.tenant_id)
+    in_force = None if call.compared is None else semantic.decisions.in_force(terms.tenant_id)
     status, reason = CacheStatus.MISS, "no stored answer may be served"
     if any(neighbour.verdict == _SERVED for neighbour in neighbours):
         status, reason = CacheStatus.SEMANTIC, "a stored prompt means the same"
@@ -88,7 +87,7 @@ async def explain(
         key=keys.answer(call.digest),
         scope=call.scope.name,
         parts=_parts(call, request, config),
-        compared=compared,
+        compared=call.compared,
         similarity_threshold=None if in_force is None else in_force.similarity_threshold,
         policy=None if in_force is None else in_force.description,
         neighbours=neighbours,
@@ -99,7 +98,7 @@ _SERVED = "served"
 
 
 def _parts(call: Call, request: ChatRequest, config: CacheConfig) -> dict[str, Any]:
-    # The messages stand behind the list that it begins with, in a form that nobody reads.
+    # Behind the list stand the messages, which are not JSON.
     beside, _ = json.JSONDecoder().raw_decode(request.frame.decode())
     base_url, model, body, headers, query = beside
     return {
@@ -126,9 +125,9 @@ def _digests(values: dict[str, Any]) -> dict[str, str]:
 async def _neighbours(
     call: Call, keys: Keys, exact: ExactStore, semantic: SemanticLayer, now_s: float
 ) -> tuple[Neighbour, ...]:
-    if not call.terms.semantic or call.text is None:
+    if call.compared is None:
         return ()
-    place = await semantic.locate(call.text, call.scope.name)
+    place = await semantic.locate(call.compared, call.scope.name)
     if place is None:
         return ()
     neighbours: list[Neighbour] = []

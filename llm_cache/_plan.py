@@ -16,7 +16,7 @@ from llm_cache._call import (
     Unset,
     control_header,
 )
-from llm_cache._core import keys, policy
+from llm_cache._core import canonical, keys, policy
 from llm_cache._core.control import CacheControl
 from llm_cache._core.normalize import (
     Prompt,
@@ -35,6 +35,10 @@ from llm_cache.errors import InvalidRequest
 
 class Service(Protocol):
     """What a call needs to know of the model's service."""
+
+    @property
+    def identity(self) -> Hashable:
+        """What it has in common with services that every call means the same to."""
 
     @property
     def base_url(self) -> str:
@@ -70,8 +74,8 @@ class Planner:
         Raises:
             InvalidRequest: an argument cannot work; the message names it.
         """
-        kind, is_known = self._kind(service, options, params)
-        plain = _as_plain(prompt, kind) if is_known else None
+        kind, is_kept = self._kind(service, options, params)
+        plain = _as_plain(prompt, kind) if is_kept else None
         if plain is not None:
             turn, system = plain
             planned = self._opening(kind, system).call(turn)
@@ -95,12 +99,12 @@ class Planner:
             if known is not None:
                 return known, True
         kind = _Kind(service, self._config, params, **options)
-        is_lasting = key is not None and _is_lasting(options, params)
-        if is_lasting:
+        is_kept = key is not None and _is_lasting(options, params)
+        if is_kept:
             if len(self._known) >= _MOST_KNOWN:
                 del self._known[next(iter(self._known))]
             self._known[key] = kind
-        return kind, is_lasting
+        return kind, is_kept
 
     def value(
         self,
@@ -170,10 +174,10 @@ def _as_plain(prompt: Prompt, kind: _Kind) -> tuple[str, str | None] | None:
 def _key(service: Service, options: dict[str, Any], params: dict[str, Any]) -> Hashable:
     """Return what calls have in common that differ in the messages alone."""
     if not params and (not options or options == _NOTHING_SAID):
-        return service, None
+        return service.identity, None
     given = (*options.values(), *params.values())
     # The types tell `1`, `1.0` and `True` apart, which are equal to each other.
-    return (service, *options, None, *params, *given, *map(type, given))
+    return (service.identity, *options, None, *params, *given, *map(type, given))
 
 
 def _is_lasting(options: dict[str, Any], params: dict[str, Any]) -> bool:
@@ -182,14 +186,15 @@ def _is_lasting(options: dict[str, Any], params: dict[str, Any]) -> bool:
     They always mean the same: none can be changed or used up. And they are short.
     """
     lists = (options.get("tags", ()), options.get("depends_on", ()))
-    texts = [value for value in (*options.values(), *params.values()) if type(value) is str]
-    return (
+    if not (
         _OPTION_TYPES.issuperset(map(type, options.values()))
         and _PARAM_TYPES.issuperset(map(type, params.values()))
-        and sum(map(len, texts)) <= _MOST_CHARS
         # An iterator would end by being looked into.
         and all(type(names) is tuple and _TEXT.issuperset(map(type, names)) for names in lists)
-    )
+    ):
+        return False
+    given = (*options.values(), *params.values(), *lists[0], *lists[1])
+    return sum([len(value) for value in given if type(value) is str]) <= _MOST_CHARS
 
 
 class _Kind:
@@ -226,6 +231,8 @@ class _Kind:
         )
         if options.get("cache_control") is None:
             options["cache_control"] = control_header(self._params)
+        # Last, when all that is in them is known to be JSON.
+        self._params = canonical.copied(self._params)
         wait_s = _seconds(self._params.get("timeout"), service.timeout)
         self.terms = terms_of(config, model=name, refuse=policy.refusal, wait_s=wait_s, **options)
 
@@ -264,7 +271,7 @@ class _Kind:
         return ChatRequest(
             model=self.terms.model,
             messages=turns.messages,
-            params=self._params,
+            params=dict(self._params),
             frame=self._frame + turns.frame,
             text=turns.text,
             normalized=turns.normalized,
@@ -326,9 +333,13 @@ def _instructions(messages: Any, system: Any = None) -> str:
     contents = [system] + [
         turn.get("content")
         for turn in turns
-        if (type(turn) is dict or isinstance(turn, Mapping)) and turn.get("role") in _INSTRUCTING
+        if isinstance(turn, Mapping) and _is_instructing(turn.get("role"))
     ]
     return "\n".join(text for content in contents for text in _texts(content))
+
+
+def _is_instructing(role: Any) -> bool:
+    return isinstance(role, str) and role in _INSTRUCTING
 
 
 _INSTRUCTING = frozenset({"system", "developer"})

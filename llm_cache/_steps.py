@@ -216,11 +216,11 @@ class Steps:
 
     async def _look_around(self, call: Call, turn: Turn, budget: Budget) -> SemanticHit | None:
         """Return the semantic hit; note in *turn* where the prompt stands, and what failed."""
-        if not call.terms.semantic or call.text is None:
+        if call.compared is None:
             return None
         dependency = EMBEDDER
         try:
-            turn.placing = self._placed(call, call.text)
+            turn.placing = self._placed(call, call.compared)
             if turn.is_cut_off:
                 return None
             dependency = SEARCH
@@ -246,9 +246,9 @@ class Steps:
 
     def begin_placing(self, call: Call, turn: Turn) -> None:
         """Find out in the background where the prompt stands, if it will be wanted."""
-        if call.terms.semantic and call.text is not None:
+        if call.compared is not None:
             with suppress(DependencySkipped):
-                turn.placing = self._placed(call, call.text)
+                turn.placing = self._placed(call, call.compared)
 
     def _placed(self, call: Call, text: str) -> Placing:
         locating = self._semantic.locate(text, call.scope.name)

@@ -147,6 +147,17 @@ def to_json(value: Any) -> Any:
     return dump_model(mode="json", exclude_unset=True)
 
 
+def copied(value: Any) -> Any:
+    """Return *value* in lists and objects of its own, which nobody else can change.
+
+    It is one that `fold` takes, which is not nested too deeply for this.
+    """
+    kind = type(value)
+    if kind is dict:
+        return {name: copied(item) for name, item in value.items()}
+    return kind(map(copied, value)) if kind is list or kind is tuple else value
+
+
 def as_data(value: Any, where: str) -> Any:
     """Return *value* as the plain JSON it would be read back as: lists for tuples, and its own.
 

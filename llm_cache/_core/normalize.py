@@ -24,13 +24,17 @@ class Turns(NamedTuple):
     """The messages of a request, checked, and split at the compared text."""
 
     messages: list[dict[str, Json]]
-    """As the caller wrote them, in dicts of their own."""
+    """As the caller wrote them, in lists and dicts of their own."""
     frame: bytes
     """Canonical bytes of all messages, without the compared text."""
     text: str | None
     """The last user turn, verbatim; `None` where the list does not end with one."""
     normalized: str
     """`text` after prompt normalisation."""
+
+    def __repr__(self) -> str:
+        """Tell nothing of what they say."""
+        return f"Turns({len(self.messages)} messages)"
 
 
 def read_messages(
@@ -51,22 +55,24 @@ def read_messages(
     Raises:
         InvalidRequest: the messages cannot work; the message names the part to change.
     """
-    messages, folded = [], []
+    messages, others = [], []
     for i, given in enumerate(_given(prompt, system)):
         if is_plain(given):
-            message = given.copy()
-            folded.append(message)
+            messages.append(given.copy())
         else:
-            message = _message(given, i)
-            folded.append(_fold_message(message, i))
-        messages.append(message)
+            messages.append(_message(given, i))
+            others.append(i)
     if not messages:
         raise InvalidRequest("the list of messages is empty")
     _check_size(messages, max_chars)
+    folded = messages.copy()
+    for i in others:
+        folded[i] = _fold_message(messages[i], i)
+        messages[i] = canonical.copied(messages[i])
     folded[-1], texts = _cut_texts(folded[-1])
     return Turns(
         messages,
-        frame=canonical.utf8("".join(map(_framed, folded)), "the request"),
+        frame=canonical.utf8("".join(map(_written, folded)), "the request"),
         text="\n".join(texts) if texts else None,
         normalized=_join([fold_text(text, normalization) for text in texts]),
     )
@@ -79,7 +85,7 @@ def without_compared(messages: list[dict[str, Json]]) -> list[dict[str, Json]]:
     return folded
 
 
-def _framed(message: dict[str, Json]) -> str:
+def _written(message: dict[str, Json]) -> str:
     """Return the canonical form of a folded message, which tells itself where it ends.
 
     JSON, but for a role with a text, as most messages are: writing those as JSON takes most of the
@@ -210,7 +216,8 @@ def _message(message: Any, index: int) -> dict[str, Json]:
     as_json = message if isinstance(message, Mapping) else canonical.to_json(message)
     if not isinstance(as_json, Mapping):
         raise InvalidRequest(f"messages[{index}] must be a mapping with a role and a content")
-    role = as_json.get("role")
+    # As it will be written: an enumeration may be text and stand for another.
+    role = canonical.fold(as_json.get("role"), f"messages[{index}].role")
     if not isinstance(role, str) or role not in _ROLES:
         raise InvalidRequest(
             f"messages[{index}].role must be one of {', '.join(sorted(_ROLES))}; got {role!r:.40}"
@@ -269,7 +276,7 @@ def _check_size(messages: list[dict[str, Json]], max_chars: int) -> None:
     chars = 0
     for message in messages:
         content = message.get("content")
-        chars += len(content) if type(content) is str else _text_chars(content)
+        chars += len(content) if isinstance(content, str) else _text_chars(content)
     if chars > max_chars:
         raise InvalidRequest(
             f"the texts of the messages have {chars:,} characters, more than"

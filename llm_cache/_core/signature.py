@@ -502,7 +502,7 @@ class _Reader:
             self._initial = True
             self._role = ""
             return
-        if first.isalpha():
+        if first.isalpha():  # as most begin
             self._open(word, written)
         elif first.isdecimal():
             self._number()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import importlib
 import inspect
+from collections.abc import Hashable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from llm_cache._core import canonical
 from llm_cache._core.parameters import is_transport
 from llm_cache._core.types import ChatRequest
 from llm_cache.config import openai_base_url, openai_key_in_env
@@ -35,6 +37,11 @@ class Upstream:
         self._owned: AsyncOpenAI | None = None
         self._refuses_usage = False
         self._is_prepared = False
+
+    @cached_property
+    def identity(self) -> Hashable:
+        """What it has in common with those that every call means the same to."""
+        return self.base_url, canonical.encode(self.defaults, "the client"), repr(self.timeout)
 
     @cached_property
     def base_url(self) -> str:

@@ -19,6 +19,22 @@ async def test_unknown_request_would_be_a_miss(cache, upstream):
     assert told.compared == told.parts["normalized"] == QUESTION
 
 
+async def test_messages_are_told_without_what_is_compared(cache):
+    parts = [{"type": "text", "text": QUESTION}, {"type": "text", "text": OTHER}]
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": parts}]
+    told = await cache.explain(turns)
+    assert told.parts["messages"] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": 0}] * 2},
+    ]
+    assert told.compared == f"{QUESTION}\n{OTHER}"
+
+
+async def test_nothing_decides_where_nothing_is_compared(cache):
+    told = await cache.explain([{"role": "assistant", "content": QUESTION}])
+    assert told.compared is told.similarity_threshold is told.policy is None
+
+
 async def test_what_it_says_is_what_happens(cache, embedder):
     embedder.similar(QUESTION, REPHRASED, 0.95)
     await cache.chat(QUESTION)

@@ -5,8 +5,8 @@ The named tests are failures that other caches have shipped.
 
 import inspect
 from copy import deepcopy
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -63,8 +63,12 @@ class Service:
     """A model's service, as far as a key has to do with it."""
 
     base_url: str
-    defaults: dict[str, Any] = field(default_factory=dict, hash=False)
+    defaults: dict[str, Any] = field(default_factory=dict)
     timeout: None = None
+
+    @property
+    def identity(self) -> str:
+        return self.base_url
 
 
 @st.composite
@@ -94,9 +98,21 @@ def planned(
     params: dict[str, Any],
     config: CacheConfig | None = None,
 ) -> tuple[Call, ChatRequest]:
-    """Return the call of these arguments, and its request, where nothing is remembered."""
-    call, request_of = Planner(config or CacheConfig()).chat(prompt, service, options, params)
+    """Return the call of these arguments, and its request, where nothing is remembered.
+
+    With a rule of the caller's nothing may be, and every call is planned from its beginning.
+    """
+    config = replace(config or CacheConfig(), bypass=lambda _: False)
+    call, request_of = Planner(config).chat(prompt, service, options, params)
     return call, request_of()
+
+
+USER: list[dict[str, Any]] = [{"role": "user", "content": "Hi"}]
+REQUEST: dict[str, Any] = {"model": "m", "messages": USER}
+
+
+def with_(**changes: Any) -> dict[str, Any]:
+    return {**REQUEST, **changes}
 
 
 def same(a: Any, b: Any) -> bool:
@@ -106,6 +122,56 @@ def same(a: Any, b: Any) -> bool:
 @given(requests(), requests())
 def test_two_requests_share_a_key_only_if_they_are_one(a, b):
     assert (names(a)[0] == names(b)[0]) == same(a, b)
+
+
+@given(
+    st.lists(plain_turns | other_turns, max_size=3),
+    st.lists(plain_turns | other_turns, max_size=3),
+)
+def test_two_histories_share_a_key_only_if_they_are_one(a, b):
+    first, second = with_(messages=[*a, *USER]), with_(messages=[*b, *USER])
+    assert (names(first)[0] == names(second)[0]) == same(a, b)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ([("user", "auserb")], [("user", "a"), ("user", "b")]),
+        ([("user", "auser1:b")], [("user", "a"), ("user", "b")]),
+        ([("user", "a1:b")], [("user", "a"), ("user", "b")]),
+        ([("user", "1:a")], [("user", "a")]),
+        ([("user", ":")], [("user", ""), ("user", "")]),
+        ([("user", '{"content":0,"role":"user"}')], []),
+        ([("user", "")], []),
+        ([("assistant", "aé")], [("assistant", "a"), ("system", "é")]),
+    ],
+)
+def test_texts_that_look_like_frames_run_into_nothing(a, b):
+    def turns(said: list[tuple[str, str]]) -> dict[str, Any]:
+        return with_(messages=[*({"role": role, "content": text} for role, text in said), *USER])
+
+    assert names(turns(a))[1] != names(turns(b))[1]
+
+
+def test_frame_is_as_documented():
+    named = {"role": "user", "name": "Al", "content": "Hé"}
+    turns = [{"role": "system", "content": "Hé"}, named, {"role": "user", "content": "Hi"}]
+    _, request = planned(turns, Service("u"), {"model": "m"}, {"temperature": 0.0})
+    assert request.frame.decode() == (
+        '["u","m",{"temperature":0},{},{}]system2:Hé{"content":"Hé","name":"Al","role":"user"}user:'
+    )
+
+
+class Said(str):
+    """Text that stands for another where it is written as an enumeration is."""
+
+    __slots__ = ()
+    value = "user4:evilassistant"
+
+
+def test_a_role_is_what_it_is_written_as():
+    with pytest.raises(InvalidRequest, match="role must be one of"):
+        names(with_(messages=[{"role": Said("user"), "content": "Hi"}, *USER]))
 
 
 @given(requests(), st.data())
@@ -156,12 +222,7 @@ def test_tenants_are_apart(request_, a, b):
     assert len({scope for _, scope in places}) == 3
 
 
-REQUEST: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
-
-
-def with_(**changes: Any) -> dict[str, Any]:
-    return {**REQUEST, **changes}
 
 
 def asking(*content: Any) -> dict[str, Any]:
@@ -376,6 +437,45 @@ def test_messages_of_one_call_are_not_those_of_the_next():
     first.messages[0]["content"] = "changed"
     assert second.messages[0]["content"] != "changed"
     assert planner.chat("Hi", service, {}, {})[1]() == second
+
+
+def test_what_the_caller_changes_later_changes_no_call():
+    parts, tool = ({"type": "text", "text": "Be brief."},), {"function": {"name": "f"}}
+    system: dict[str, Any] = {"role": "system", "content": parts}
+    messages = [system, {"role": "user", "content": "Hi"}]
+    given = {"tools": [tool]}
+    call, request_of = Planner(CacheConfig()).chat(messages, Service("u"), {}, given)
+    version, before = call.prompt_version, deepcopy(request_of())
+    parts[0]["text"] = "Be long."
+    tool["function"]["name"] = "g"
+    messages[1]["content"] = "Ho"
+    assert call.prompt_version == version is not None
+    assert request_of() == before
+
+
+def test_what_is_done_with_one_request_is_not_done_with_the_next():
+    planner, service = Planner(CacheConfig()), Service("u")
+    _, request_of = planner.chat("Hi", service, {}, {"temperature": 0})
+    cast("dict[str, Any]", request_of().params)["temperature"] = 1
+    assert planner.chat("Hi", service, {}, {"temperature": 0})[1]().params == {"temperature": 0}
+
+
+def test_many_names_are_not_kept():
+    planner, service = Planner(CacheConfig()), Service("u")
+    for name, kept in (("tags", 0), ("depends_on", 0), ("tags", 1)):
+        names_ = tuple(f"{kept or 'long' * 10}-{i}" for i in range(250 if not kept else 10))
+        planner.chat("Hi", service, {name: names_}, {})
+        assert len(planner._known) == kept
+
+
+def test_reprs_show_no_prompt():
+    call, request_of = Planner(CacheConfig()).chat(
+        [{"role": "system", "content": "secret"}, *USER, {"role": "user", "content": "secret"}],
+        Service("u"),
+        {},
+        {},
+    )
+    assert "secret" not in repr(call) + repr(request_of)
 
 
 def test_only_so_many_kinds_of_calls_are_remembered():

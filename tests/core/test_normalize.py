@@ -16,8 +16,12 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}
 @dataclass(frozen=True)
 class Service:
     base_url: str
-    defaults: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     timeout: None = None
+
+    @property
+    def identity(self) -> str:
+        return self.base_url
 
 
 def request(prompt: Any = "Hi", **given: Any) -> ChatRequest:

@@ -1,9 +1,12 @@
 """What is sent to the model, whatever is laid over the SDK."""
 
+import gc
 import inspect
+import weakref
 from typing import Any
 
 import pytest
+from openai import AsyncOpenAI
 from openai.resources.chat.completions import AsyncCompletions
 
 from llm_cache._http.upstream import Upstream
@@ -68,3 +71,33 @@ async def test_messages_given_twice_are_refused(cache, upstream, params):
     with pytest.raises(InvalidRequest, match="messages"):
         await cache.chat("Hi", model="m", **params)
     assert upstream.calls == 0
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"base_url": "http://v/"},
+        {"timeout": 5},
+        {"default_headers": {"x-model": "b"}},
+        {"default_query": {"api-version": "2"}},
+    ],
+    ids=str,
+)
+def test_what_is_known_of_one_client_holds_for_its_like_alone(other):
+    def identity(**settings: Any) -> Any:
+        given = {"base_url": "http://u/", "api_key": "a", **settings}
+        return Upstream(AsyncOpenAI(**given)).identity
+
+    assert identity() == identity(api_key="b") == identity(max_retries=0)
+    assert identity() != identity(**other)
+
+
+async def test_clients_are_let_go(cache, upstream):
+    # As where each request of a web service makes a client of its own.
+    client = AsyncOpenAI(base_url=upstream.base_url, api_key="a", max_retries=0)
+    gone = weakref.ref(client)
+    await cache.wrap(client).chat.completions.create(model="m", messages=MESSAGES)
+    await client.close()
+    del client
+    gc.collect()
+    assert gone() is None
