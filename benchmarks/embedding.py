@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -55,10 +55,10 @@ class MeteredEmbedder:
         self.model_id = inner.model_id
         self.dimensions = inner.dimensions
         self.similarity_threshold = inner.similarity_threshold
-        self.max_batch = getattr(inner, "max_batch", 64)
-        self.max_in_flight = getattr(inner, "max_in_flight", 4)
-        blind_spots: Callable[[str], str | None] = getattr(inner, "blind_spots", _sees_all)
-        self.blind_spots = blind_spots
+
+    def __getattr__(self, name: str) -> Any:
+        """Have whatever else an embedder may have, if *inner* has it: it decides as that would."""
+        return getattr(self._inner, name)
 
     async def embed(self, texts: Sequence[str]) -> Any:
         """Return what *inner* does."""
@@ -84,10 +84,6 @@ class MeteredEmbedder:
         while len(kept) > KEPT:
             kept.popitem(last=False)
         return rows
-
-
-def _sees_all(_text: str) -> str:
-    return ""
 
 
 async def make_embedder(name: str) -> Embedder:

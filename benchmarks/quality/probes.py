@@ -68,15 +68,15 @@ def report(results: Results, probed: Probed) -> None:
     section = results.section("probes")
     section.update({name: getattr(probed, name) for name in Probed.__slots__})
     expectations = (
-        ("no answer crosses a tenant or a system prompt", probed.foreign_answers, 0),
+        ("answers that crossed a tenant or a system prompt", probed.foreign_answers, 0),
         (
-            f"{_CALLERS} callers of one new question ask the model once",
+            f"calls of the model, for {_CALLERS} callers of one new question",
             probed.model_calls_per_question,
             1,
         ),
-        ("a call that is no exact hit embeds one text", probed.embeddings_per_lookup, 1),
-        ("nothing is served past its TTL", probed.served_past_ttl, 0),
-        ("every repeat is an exact hit", probed.repeats_not_exact, 0),
+        ("texts embedded for a call that is no exact hit", probed.embeddings_per_lookup, 1),
+        ("answers served past their TTL", probed.served_past_ttl, 0),
+        ("repeats that were no exact hits", probed.repeats_not_exact, 0),
     )
     for name, measured, expected in expectations:
         results.check(

@@ -342,7 +342,8 @@ class _SearchTruth:
         """Tell whether a semantic hit was due; `None` where that is not known, or is too close."""
         if not self._is_on or status not in ("semantic", "miss"):
             return None
-        if self._embedder.blind_spots(ask.prompt) != "":
+        blind_spots = getattr(self._embedder, "blind_spots", None)
+        if blind_spots is not None and blind_spots(ask.prompt) != "":
             return None
         (vector,) = await self._embedder.vectors([ask.prompt])
         rows = self._stored.setdefault(ask.tenant, _Rows(len(vector)))

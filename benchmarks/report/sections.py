@@ -508,7 +508,10 @@ def _peers(page: Page, section: Json) -> None:
         " environment of their own. Durations are taken inside that process, around the call."
         f" {number(section.get('entries'))} entries with answers of 500 characters,"
         f" {number(section.get('dimensions'))} dimensions. *Times ours*: the median over that of"
-        " ours, which did the same in turn; ours beside itself shows how much of it is noise.",
+        " ours, which did the same in turn; ours beside itself shows how much of it is noise."
+        " RedisVL, and langchain-redis and litellm-semantic that stand on it, search without a"
+        " graph (FLAT), which is hard to beat in an index as small as this one, and takes time in"
+        " proportion to it ([10,000 entries](performance.md#beside-others)).",
     )
     callers = number(section.get("callers"))
     for layer, title in (("exact", "### What was asked before"), ("semantic", "### By meaning")):

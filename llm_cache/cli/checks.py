@@ -10,7 +10,8 @@ from typing import Any
 from llm_cache.cli.screen import seconds, size
 from llm_cache.cli.server import Index, Server
 
-_OLDEST_REDIS = (6, 2)
+# The first one with `SET … NX GET`, which leases take.
+_OLDEST_REDIS = (7, 0)
 # The first one that stores FLOAT16 vectors.
 _OLDEST_SEARCH = (2, 10)
 _LAYOUT = "HNSW FLOAT16 COSINE"

@@ -20,7 +20,7 @@ RULES = (
     *("+ping", "+hello", "+select", "+info", "+time", "+client|setinfo", "+multi", "+exec"),
     *("+get", "+mget", "+set", "+getex", "+getrange", "+unlink", "+del", "+exists", "+scan"),
     *("+pttl", "+expire", "+pexpire", "+pexpireat", "+pexpiretime", "+setex"),
-    *("+hget", "+hset", "+hdel", "+hgetall", "+hincrby"),
+    *("+hget", "+hset", "+hdel", "+hmget", "+hgetall", "+hincrby"),
     *("+sadd", "+smembers", "+scard", "+sismember"),
     *("+zadd", "+zrem", "+zscore", "+zremrangebyrank"),
     *("+xadd", "+xtrim", "+xrange", "+xlen", "+xdel"),

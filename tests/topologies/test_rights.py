@@ -13,6 +13,7 @@ from tests.topologies.servers import Acl
 from tests.topologies.shapes import RULES
 
 QUESTION = "What is the capital of France?"
+REPHRASED = "Tell me the capital city of France."
 PAGE = Path(__file__).parents[2] / "docs" / "topologies.md"
 
 
@@ -77,14 +78,17 @@ async def test_keys_of_others_are_out_of_reach(acl):
     await connection.aclose()
 
 
-async def test_user_of_a_cluster_needs_three_more(make_cache, cluster, events):
+async def test_user_of_a_cluster_needs_three_more(make_cache, cluster, embedder, events):
     more = ("+cluster|slots", "+asking", "+command|info")
     for server in cluster.servers:
         server.command("ACL", "SETUSER", "cache", "reset", "on", ">secret", *RULES, *more)
+    embedder.similar(QUESTION, REPHRASED, 0.97)
     cache = make_cache(cluster.url.replace("://", "://cache:secret@"))
 
     assert (await cache.chat(QUESTION)).status == "miss"
     assert (await cache.chat(QUESTION)).status == "exact"
+    assert (await cache.chat(REPHRASED)).status == "semantic"
+    assert (await cache.invalidate(pattern="*capital*")).reached == 1
     assert not events.of(DependencyFailed)
 
 
