@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, TypedDict
+from typing import Any, Final, TypedDict, cast
 
 from llm_cache._core.canonical import to_json
 from llm_cache._core.codec import Sealed
@@ -154,6 +154,21 @@ def check_options(options: Mapping[str, Any]) -> None:
             f"the cache has no option {', '.join(unknown)}: it has"
             f" {', '.join(sorted(CALL_OPTIONS))}"
         )
+
+
+def standing(options: Mapping[str, Any]) -> CallOptions:
+    """Return *options* as they hold for many calls: names that could be iterated once are kept.
+
+    Raises:
+        ConfigurationError: there are some that the cache does not have.
+    """
+    check_options(options)
+    kept = dict(options)
+    for name in ("tags", "depends_on"):
+        names = options.get(name)
+        if isinstance(names, Iterable) and not isinstance(names, str):
+            kept[name] = tuple(names)
+    return cast("CallOptions", kept)
 
 
 def take_options(params: dict[str, Any], standing: CallOptions) -> CallOptions | None:

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from llm_cache._core.codec import Sealed
 from llm_cache._core.counts import Tokens, tokens_of
-from llm_cache._core.types import CacheStatus, HasAnswer, Json
+from llm_cache._core.types import CacheStatus, Json
 from llm_cache._flight import SharedStream
 from llm_cache._placing import Placing
 from llm_cache._redis.lease import Landing, Lease, Leases
@@ -24,13 +24,17 @@ class Fresh:
     original: Any = None
     """The SDK's own object, for the caller who asked for it."""
 
+    def own(self) -> Fresh:
+        """Return a copy whose answer may be changed without changing that of this one."""
+        return replace(self, answer=copy.deepcopy(self.answer))
+
 
 @dataclass(slots=True)
 class Answered:
     """The end of a call."""
 
     status: CacheStatus
-    source: HasAnswer
+    source: Fresh | Sealed
     """What has the answer; one from Redis is read when somebody asks for it."""
     digest: str | None = None
     """Under which the answer is stored, if it is. For an alias, its origin's."""
@@ -41,6 +45,10 @@ class Answered:
     reason: str | None = None
     """Why the call was bypassed, or why its answer is not stored."""
     original: Any = None
+
+    def own(self) -> Answered:
+        """Return this end as one caller is given it, who may change his answer."""
+        return replace(self, source=self.source.own())
 
     def tokens(self) -> Tokens:
         """Return the tokens that the model took for this answer."""
@@ -129,10 +137,8 @@ class Turn:
 
 def as_follower(answered: Answered) -> Answered:
     """Return *answered* as one who waited for it is told."""
-    # Answers can be changed by those who have them: everybody gets his own. The SDK's object
-    # stays with the caller who asked the model.
-    source = Fresh(copy.deepcopy(answered.source.answer))
-    return replace(answered, source=source, is_shared=True, original=None)
+    # The SDK's object stays with the caller who asked the model.
+    return replace(answered.own(), is_shared=True, original=None)
 
 
 def exact_end(digest: str, entry: Sealed) -> Answered:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -83,6 +83,8 @@ class Engine:
         )
         self._streams = Streams(self._steps, self._stale, background, tell=tell)
         self._flights: SingleFlight[Answered] = SingleFlight()
+        self._calls: set[asyncio.Future[None]] = set()
+        """Those that the exact layer has not answered; each is done when its call is."""
 
     async def answer(self, call: Call, produce: Produce) -> Answered:
         """Answer *call* from the cache, or with what *produce* makes, and remember that."""
@@ -94,9 +96,11 @@ class Engine:
         found = await self._look_on(call, found, produce, budget)
         if isinstance(found, Answered):
             return found
-        if isinstance(found, str) or not call.terms.is_shared:
-            return await self._fill(call, produce, found, budget)
-        return await self._shared(call, produce, found, budget)
+        with self._noted():
+            if isinstance(found, str) or not call.terms.is_shared:
+                # What is stored may still be to be written down: the caller's is another.
+                return (await self._fill(call, produce, found, budget)).own()
+            return await self._shared(call, produce, found, budget)
 
     async def _look_on(
         self, call: Call, found: Lookup | str, produce: Produce, budget: Budget
@@ -118,7 +122,8 @@ class Engine:
         # Whoever has seen a later invalidation shares nothing that was begun before it.
         flight = (*call.flight, found.epoch)
         answered, is_follower = await self._flights.run(flight, fill, patience_s=call.terms.wait_s)
-        return as_follower(answered) if is_follower else answered
+        # The others may not have looked at it yet.
+        return as_follower(answered) if is_follower else answered.own()
 
     async def _fill(
         self,
@@ -175,7 +180,8 @@ class Engine:
                 wants_usage=wants_usage,
             )
             if isinstance(found, str) or not call.terms.is_shared:
-                begun = await begin()
+                with self._noted():
+                    begun = await begin()
                 return begun if isinstance(begun, Answered) else begun.joined()
             shared = await self._streams.shared(call, found, begin)
             if shared is not None:
@@ -214,8 +220,8 @@ class Engine:
         until_s = asyncio.get_running_loop().time() + wait_s
         try:
             # What ends begins other things: a call, to store its answer.
-            while (under_way := self._under_way()) and wait_s > 0:
-                await asyncio.wait(under_way, timeout=wait_s)
+            while (waited_for := [*self._under_way(), *self._calls]) and wait_s > 0:
+                await asyncio.wait(waited_for, timeout=wait_s)
                 wait_s = until_s - asyncio.get_running_loop().time()
         finally:
             # Whoever has no patience even for that leaves nothing behind either.
@@ -223,6 +229,17 @@ class Engine:
             while under_way := self._under_way():
                 await finish(under_way, wait_s=0)
             await self._leases.aclose()
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        """Have whoever closes the cache wait for the call in here, whose task is its caller's."""
+        ended = asyncio.get_running_loop().create_future()
+        self._calls.add(ended)
+        try:
+            yield
+        finally:
+            self._calls.discard(ended)
+            ended.set_result(None)
 
     def _refuse_closed(self) -> None:
         if self._background.is_closed:

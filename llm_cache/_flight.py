@@ -55,12 +55,18 @@ class SingleFlight(Generic[_T]):
         """Return what the task for *key* makes, which is under way."""
         task = self._tasks[key]
         self._waiting[key] += 1
+        is_taken = False
         try:
-            return await _end_of(task)
+            made = await _end_of(task)
+            is_taken = True
+            return made
         finally:
             self._waiting[key] -= 1
             if not self._waiting[key]:
                 del self._waiting[key]
+                if task.done() and not is_taken:
+                    # Cancelled between the end and his own turn, for which he was counted on.
+                    self._offer(task)
 
     @property
     def tasks(self) -> list[asyncio.Task[_T]]:
@@ -70,8 +76,13 @@ class SingleFlight(Generic[_T]):
     def _land(self, key: Hashable, task: asyncio.Task[_T]) -> None:
         del self._tasks[key]
         observe(task)
+        if not self._waiting[key]:
+            self._offer(task)
+
+    def _offer(self, task: asyncio.Task[_T]) -> None:
+        """Give what *task* made to whoever takes what nobody has taken."""
         is_made = not task.cancelled() and task.exception() is None
-        if is_made and self._unclaimed is not None and not self._waiting[key]:
+        if is_made and self._unclaimed is not None:
             self._unclaimed(task.result())
 
 

@@ -21,7 +21,7 @@ from llm_cache._redis.connection import Connection
 from llm_cache._redis.embeddings import KeptEmbeddings
 from llm_cache._redis.exact import ExactStore
 from llm_cache._redis.lease import HashWrite
-from llm_cache._redis.vectors import Read, VectorStore
+from llm_cache._redis.vectors import Gone, Read, VectorStore, forget_gone
 from llm_cache.config import CacheConfig, check_threshold
 from llm_cache.embedders import Embedder
 from llm_cache.errors import ConfigurationError, EmbedderError, LLMCacheError
@@ -292,7 +292,7 @@ class SemanticLayer:
             if hit is not None or not (gone or passed):
                 return Finding(decision, hit)
             if gone:
-                await self.vectors.forget(gone)
+                await forget_gone(self._connection, self._keys, gone)
             passed_over.update(passed)
             if limit >= _MOST_CANDIDATES:
                 return Finding(decision, None)
@@ -319,12 +319,12 @@ class SemanticLayer:
         asked: str,
         accepts: Accepts,
         read: Read | None = None,
-    ) -> tuple[SemanticHit | None, list[str], list[str]]:
+    ) -> tuple[SemanticHit | None, list[Gone], list[str]]:
         """Return the first that may be served, whose answer may have been *read* already.
 
         Before it, the entries whose answers are gone, and those whose answers may not be served.
         """
-        gone: list[str] = []
+        gone: list[Gone] = []
         passed: list[str] = []
         for candidate in candidates:
             digest, prompt = candidate.digest, candidate.prompt or None
@@ -343,7 +343,7 @@ class SemanticLayer:
                 # cannot be read may have been damaged on its way here.
                 passed.append(candidate.key)
             else:
-                gone.append(candidate.key)
+                gone.append(Gone(candidate.key, digest, found.start))
         return None, gone, passed
 
     async def aclose(self) -> None:

@@ -148,7 +148,10 @@ class Storing:
             is_shed = not is_done and not self._enqueue(call, task)
         if is_shed:
             return Refusal.SHED
-        return task.result() if is_done else LATE
+        if not is_done:
+            return LATE
+        # It was cancelled if the cache was closed meanwhile, which is nothing to its caller.
+        return REDIS if task.cancelled() else task.result()
 
     def _enqueue(self, call: Call, task: asyncio.Task[Any]) -> bool:
         if self._is_full():

@@ -62,7 +62,7 @@ class Streams:
             return replace(live, is_shared=True)
         begun, is_shared = await self._beginnings.run(flight, begin, patience_s=call.terms.wait_s)
         if isinstance(begun, Answered):
-            return as_follower(begun) if is_shared else begun
+            return as_follower(begun) if is_shared else begun.own()
         return replace(begun, is_shared=is_shared) if begun.chunks.join() else None
 
     async def begin(

@@ -28,6 +28,8 @@ from llm_cache._call import (
     RequestOf,
     Unset,
     as_completion,
+    check_options,
+    standing,
 )
 from llm_cache._core import keys as identity
 from llm_cache._core.canonical import as_data
@@ -561,10 +563,12 @@ class LLMCache:
 
         Raises:
             InvalidRequest: the request, or what *produce* returned, is not JSON.
+            ConfigurationError: there is no such option.
             OnlyIfCachedMiss: `only-if-cached`, and there is no entry.
             Exception: whatever *produce* raises.
         """
         self._check_use()
+        check_options(options)
         call = self._planner.value(request, producer=producer, store_if=store_if, **options)
 
         async def checked() -> Fresh:
@@ -594,8 +598,10 @@ class LLMCache:
             **options: As for `get_or_create`.
 
         Raises:
-            ConfigurationError: the function is not async, or has no argument *prompt*.
+            ConfigurationError: the function is not async, or has no argument *prompt*, or there is
+                no such option.
         """
+        kept = standing(options)
 
         def decorate(function: Callable[_P, Awaitable[_T]]) -> Callable[_P, Awaitable[_T]]:
             signature = inspect.signature(function)
@@ -618,7 +624,7 @@ class LLMCache:
                     lambda: function(*args, **kwargs),
                     producer=name,
                     store_if=store_if,
-                    **options,
+                    **kept,
                 )
                 value: _T = found.value
                 return value

@@ -8,8 +8,8 @@ else the machine does hits both; what a peer's row compares with is what ours to
 
 Ours is `chat()` for exact hits (hashing, epoch and decoding included) and
 `lookup_semantic(vector=…)` with its answer; no peer has guards, so ours is compared without, and
-the time with them stands beside it. RedisVL's `SemanticCache`, on which langchain-redis and LiteLLM
-stand, searches without a graph (FLAT), in time in proportion to the entries; ours is HNSW.
+the time with them stands beside it. RedisVL's `SemanticCache`, on which langchain-redis and
+LiteLLM stand, searches without a graph (FLAT), in time in proportion to the entries; ours is HNSW.
 """
 
 from __future__ import annotations

@@ -140,6 +140,10 @@ class Sealed:
             self._about = self._entry(None)
         return self._about
 
+    def own(self) -> Sealed:
+        """Return the same entry, not read yet: its answer may be changed, and this one's stays."""
+        return Sealed(self._blob, self._header, self._body)
+
     @property
     def header(self) -> bytes:
         """The first bytes, which tell this answer from any other that is stored under its key."""

@@ -110,7 +110,7 @@ class Upstream:
         be asked is asked no more.
         """
         options = request.params.get("stream_options") or {}
-        if "include_usage" in options or self._refuses_usage:
+        if options.get("include_usage") or self._refuses_usage:
             plain: AsyncStream[ChatCompletionChunk] = await self._create(request, stream=True)
             return plain
         from openai import BadRequestError, UnprocessableEntityError

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llm_cache._core.codec import Sealed, open_sealed
+from llm_cache._core.codec import HEADER_BYTES, Sealed, open_sealed
 from llm_cache._core.encryption import Cipher
 from llm_cache._core.keys import Keys
 from llm_cache._core.policy import Purges
@@ -37,6 +37,8 @@ class Lookup:
     """Whether there is an entry of another version of the format, which its workers can read."""
     was_taken: bool = False
     """Whether there was anything under the key, dead or alive."""
+    start: bytes = b""
+    """The first bytes of that, which tell it from anything that takes its place."""
 
 
 # In one step: who is killed between the two would leave a list that never expires.
@@ -211,13 +213,18 @@ def _judge(
 ) -> Lookup:
     if blob is None:
         return Lookup(None, purges.epoch)
+    start = blob[:HEADER_BYTES]
     try:
         entry = open_sealed(blob, digest, cipher)
         is_alive = entry is not None and purges.allow(entry, digest, prompt)
     except CorruptEntry as error:
-        return Lookup(None, purges.epoch, error, was_taken=True)
+        return Lookup(None, purges.epoch, error, was_taken=True, start=start)
     return Lookup(
-        entry if is_alive else None, purges.epoch, is_foreign=entry is None, was_taken=True
+        entry if is_alive else None,
+        purges.epoch,
+        is_foreign=entry is None,
+        was_taken=True,
+        start=start,
     )
 
 

@@ -15,6 +15,8 @@ from redis.asyncio.connection import SSLConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ReadOnlyError
 
 from llm_cache._redis.address import Address
 
@@ -114,10 +116,29 @@ class _SendsAtOnce:
             self.socket_timeout = limit_s
 
 
-def _adapted(pool: _Pool) -> _Pool:
-    """Return *pool*, whose connections are of our kind from now on."""
+class _LeavesReplicas:
+    """A connection that ends where its server turns out to be a replica.
+
+    After a failover behind one name, the old master may keep the connections that it has, and
+    refuses every write on them. (Those that ask sentinels are left by redis-py itself.)
+    """
+
+    async def read_response(self, *args: Any, **settings: Any) -> Any:
+        try:
+            return await super().read_response(*args, **settings)  # type: ignore[misc]
+        except ReadOnlyError as error:
+            await self.disconnect()  # type: ignore[attr-defined]
+            raise as_lost(error) from error
+
+
+def as_lost(error: ReadOnlyError) -> RedisConnectionError:
+    """Return *error* as what it means for the connection that it came over."""
+    return RedisConnectionError(f"the server is a replica by now: {error}")
+
+
+def _adapted(pool: _Pool, *, parents: tuple[type, ...] = ()) -> _Pool:
+    """Return *pool*, whose connections are of our kind, and of *parents*, from now on."""
     kind, settings = pool.connection_class, pool.connection_kwargs
-    parents: tuple[type, ...] = ()
     if issubclass(kind, SSLConnection):
         parents += (_OneContext,)
         settings["contexts"] = []
@@ -144,7 +165,7 @@ def single_pool(url: str, *, max_connections: int) -> redis.BlockingConnectionPo
     pool = redis.BlockingConnectionPool.from_url(url, **_settings(max_connections))
     # What the URL says goes before what is said here, and entries are bytes.
     pool.connection_kwargs["decode_responses"] = False
-    return _adapted(pool)
+    return _adapted(pool, parents=(_LeavesReplicas,))
 
 
 def node_pool(

@@ -269,10 +269,14 @@ class SplitReads:
         Raises:
             StoreUnavailable: one of them did not answer, or not in time.
         """
+        since_s = now_s()
         about_key, about_companion = self._ask(key), self._ask(self._companion)
         value, _ = await about_key
         companion, _ = await about_companion
-        return await self._found(key, value), await self._found(self._companion, companion)
+        return (
+            await self._found(key, value, since_s),
+            await self._found(self._companion, companion, since_s),
+        )
 
     def doubt(self) -> None:
         """Have the next reads make new connections, as `CoalescedReads.doubt` does."""
@@ -303,10 +307,13 @@ class SplitReads:
         asked.add_done_callback(observe)
         return asked
 
-    async def _found(self, key: str, value: Any) -> bytes | None:
+    async def _found(self, key: str, value: Any, since_s: float) -> bytes | None:
         if isinstance(value, AskError):  # as is `MovedError`
             # Asked there again by way of the pool, which finds out where to.
-            found: bytes | None = await self._connection.execute("GET", key)
+            again = self._connection.execute("GET", key)
+            found: bytes | None = await self._connection.run(
+                again, since_s=since_s, timeout_s=self._timeout_s
+            )
             return found
         raise_first([("GET", key)], [value])
         known: bytes | None = value

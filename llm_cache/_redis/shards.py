@@ -151,7 +151,7 @@ class ShardedVectors:
         return await self._whole.lead_to(digest, entry)
 
     async def forget(self, entry_keys: Iterable[str]) -> None:
-        """Delete semantic entries whose answers are gone. One round trip."""
+        """Delete semantic entries. One round trip."""
         await self.line.execute_all(*(("UNLINK", key) for key in entry_keys))
 
     async def count(self) -> int:

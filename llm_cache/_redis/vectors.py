@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 from redis.exceptions import ResponseError
 
+from llm_cache._core.codec import HEADER_BYTES
 from llm_cache._core.encryption import Cipher
 from llm_cache._core.kept import Kept, open_kept
 from llm_cache._core.keys import Keys
@@ -90,6 +91,23 @@ redis.call('HSET', KEYS[2], unpack(ARGV))
 redis.call('PEXPIRE', KEYS[2], ttl)
 return 1
 """)
+
+
+# Where another answer was stored meanwhile, its store has written the entry that leads to it.
+_FORGET = Script("""
+if redis.call('GETRANGE', KEYS[1], 0, ARGV[2]) ~= ARGV[1] then return 0 end
+return redis.call('UNLINK', KEYS[2])
+""")
+
+
+class Gone(NamedTuple):
+    """A semantic entry whose answer is gone, or dead."""
+
+    entry_key: str
+    digest: str
+    """Of the answer."""
+    start: bytes
+    """The first bytes of what is dead; empty where there was nothing."""
 
 
 class Read(NamedTuple):
@@ -259,7 +277,7 @@ class VectorStore:
         return bool(is_there)
 
     async def forget(self, entry_keys: Iterable[str]) -> None:
-        """Delete semantic entries whose answers are gone. One round trip."""
+        """Delete semantic entries. One round trip."""
         await self.line.execute("UNLINK", *entry_keys)
 
     async def count(self) -> int:
@@ -389,6 +407,19 @@ class VectorStore:
                 " left as it is: choose another namespace, or drop it yourself with"
                 f" `FT.DROPINDEX {self.index}`"
             )
+
+
+async def forget_gone(connection: Connection, keys: Keys, entries: Iterable[Gone]) -> None:
+    """Delete semantic *entries*, but those whose answers have been replaced. One round trip.
+
+    Raises:
+        StoreUnavailable: Redis did not answer.
+    """
+    last = str(HEADER_BYTES - 1)
+    await _FORGET.run_each(
+        connection,
+        [((keys.answer(gone.digest), gone.entry_key), (gone.start, last)) for gone in entries],
+    )
 
 
 def _rows(reply: Any) -> Iterator[tuple[Any, Mapping[Any, Any]]]:

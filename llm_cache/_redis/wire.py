@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from hiredis import Reader, pack_command
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import InvalidResponse
+from redis.exceptions import InvalidResponse, ReadOnlyError
+
+from llm_cache._redis.lanes import as_lost
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
@@ -91,6 +93,8 @@ class Wire(asyncio.Protocol):
                 await self._more()
             elif isinstance(reply, RedisConnectionError):
                 raise reply
+            elif isinstance(reply, ReadOnlyError):
+                raise as_lost(reply)
             else:
                 replies.append(reply)
         return replies

@@ -95,6 +95,41 @@ async def test_closing_waits_for_what_is_in_flight(make_cache, upstream, redis):
     assert (await make_cache().chat(QUESTION)).status == "exact"
 
 
+@pytest.mark.parametrize("config", [{"single_flight": False}, {"shadow": True}], ids=str)
+async def test_closing_waits_for_calls_that_share_nothing(make_cache, upstream, config):
+    upstream.hold()
+    cache = make_cache(**config)
+    asked = asyncio.create_task(cache.chat(QUESTION))
+    await upstream.called()
+
+    closing = asyncio.create_task(cache.aclose())
+    done, _ = await asyncio.wait([closing], timeout=0.1)
+    assert not done
+    upstream.answer("in time")
+    await closing
+    assert (await asked).text == "in time"
+
+
+async def test_call_whose_store_is_cut_off_by_closing_has_its_answer(
+    make_cache, upstream, monkeypatch
+):
+    upstream.answer("Paris.")
+    cache = await make_cache(single_flight=False).open()
+    storing = asyncio.Event()
+
+    async def slow(*_: Any, **__: Any) -> None:
+        storing.set()
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(cache._engine._storing, "store", slow)
+    asked = asyncio.create_task(cache.chat(QUESTION))
+    await storing.wait()
+    await cache._engine.aclose(wait_s=0)
+
+    reply = await asked
+    assert (reply.text, reply.status, reply.reason) == ("Paris.", "miss", "redis")
+
+
 async def test_closing_leaves_no_task_behind(make_cache):
     before = asyncio.all_tasks()
     cache = await make_cache().open()

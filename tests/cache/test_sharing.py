@@ -162,6 +162,40 @@ async def test_everybody_gets_an_answer_of_his_own(cache):
     assert (await cache.get_or_create({"prompt": "x"}, produce)).value == two.value
 
 
+async def test_what_one_does_with_an_answer_at_once_is_not_done_to_the_others(cache, upstream):
+    async def footed() -> Any:
+        reply = await cache.chat(QUESTION)
+        # Before anything else is awaited: the others have not woken up yet.
+        reply.data["choices"][0]["message"]["content"] += " (cached)"
+        return reply.text
+
+    upstream.answer(Answer(text="Paris.", delay_s=0.05))
+    assert await asyncio.gather(*(footed() for _ in range(3))) == ["Paris. (cached)"] * 3
+    assert (await cache.chat(QUESTION)).text == "Paris."
+
+
+async def test_nor_to_those_who_share_a_semantic_hit(make_cache, embedder):
+    embedder.similar(QUESTION, REPHRASED, 0.95)
+    await make_cache().store_semantic(QUESTION, "Paris.")
+    cache = make_cache()
+
+    async def footed() -> Any:
+        reply = await cache.chat(REPHRASED)
+        reply.data["choices"][0]["message"]["content"] += " (cached)"
+        return reply.text
+
+    assert await asyncio.gather(*(footed() for _ in range(3))) == ["Paris. (cached)"] * 3
+
+
+@pytest.mark.parametrize("config", [{}, {"single_flight": False}], ids=str)
+async def test_what_is_stored_behind_a_call_is_what_the_model_said(make_cache, upstream, config):
+    cache = make_cache(store_in_background=True, **config)
+    upstream.answer("Paris.")
+    reply = await cache.chat(QUESTION, cache_control="no-cache")
+    reply.data["choices"][0]["message"]["content"] = "Rome."
+    assert (await cache.chat(QUESTION)).text == "Paris."
+
+
 @pytest.mark.parametrize(
     ("a", "b"),
     [

@@ -242,3 +242,26 @@ async def test_ollama_over_http(cache, upstream):
             request, lambda: client.post("/generate", body=request, cast_to=object)
         )
         assert (found.value["response"], found.status) == ("Paris.", status)
+
+
+async def test_option_that_there_is_not_is_refused(cache):
+    async def produce() -> str:
+        return "x"
+
+    with pytest.raises(ConfigurationError, match="no option tennant"):
+        await cache.get_or_create({"prompt": "x"}, produce, tennant="acme")
+    with pytest.raises(ConfigurationError, match="no option tennant"):
+        cache.cached(tennant="acme")
+
+
+async def test_tags_that_can_be_read_once_hold_for_every_call(cache: LLMCache, upstream):
+    @cache.cached(tags=(tag for tag in ["a"]))
+    async def double(x: int) -> int:
+        return 2 * x
+
+    assert [await double(1), await double(2)] == [2, 4]
+    client = cache.wrap(upstream.client(), tags=(tag for tag in ["a"]))
+    for question in (QUESTION, REPHRASED):
+        messages: Any = [{"role": "user", "content": question}]
+        await client.chat.completions.create(model="m", messages=messages)
+    assert (await cache.invalidate(tag="a", dry_run=True)).reached == 4

@@ -130,6 +130,9 @@ async def test_usage_chunk_comes_only_to_those_who_ask(client, upstream):
     (replayed,) = await usages(stream_options={"include_usage": True}, seed=1)
     assert replayed == fresh
     assert await usages(seed=1) == []
+    assert await usages(stream_options={"include_usage": False}, seed=2) == []
+    (kept,) = await usages(stream_options={"include_usage": True}, seed=2)
+    assert kept.total_tokens == fresh.total_tokens
 
 
 @pytest.mark.parametrize(

@@ -33,9 +33,9 @@ def judged(name: str, *, semantic: bool = True, **facts: Any):
 
 @pytest.mark.parametrize(
     ("version", "state"),
-    [("6.0.16", "problem"), ("6.2.0", "ok"), ("7.4.0", "ok"), ("10.0.0", "ok")],
+    [("6.2.14", "problem"), ("7.0.0", "ok"), ("7.4.0", "ok"), ("10.0.0", "ok")],
 )
-def test_redis_is_new_enough_from_6_2_on(version, state):
+def test_redis_is_new_enough_from_7_0_on(version, state):
     assert judged("server", info={"redis_version": version}).state == state
 
 

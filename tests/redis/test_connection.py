@@ -5,8 +5,9 @@ import asyncio
 import pytest
 
 from llm_cache._redis.connection import Connection, mask
+from llm_cache._redis.line import Line
 from llm_cache.cli.options import without_secrets
-from llm_cache.errors import ConfigurationError, LLMCacheError, StoreTimeout
+from llm_cache.errors import ConfigurationError, LLMCacheError, StoreTimeout, StoreUnavailable
 
 
 def connection(url: str) -> Connection:
@@ -107,3 +108,27 @@ async def test_reply_that_does_not_come_is_given_up_in_time(timeout_s, limit):
     redis = Connection("redis://127.0.0.1:1", max_connections=1, timeout_s=0.04)
     with pytest.raises(StoreTimeout, match=limit):
         await redis.run(asyncio.Event().wait(), timeout_s=timeout_s)
+
+
+async def test_server_that_became_a_replica_is_left():
+    """As after a failover behind one name, where the old master keeps its connections."""
+    connection = Connection("embedded://", max_connections=1, timeout_s=5)
+    await connection.open()
+    line = Line(connection)
+
+    async def numbers() -> list[int]:
+        return [await ask("CLIENT", "ID") for ask in (connection.execute, line.execute)]
+
+    before = await numbers()
+    await connection.execute("REPLICAOF", "127.0.0.1", "1")
+    for write in (connection.execute, line.execute):
+        with pytest.raises(StoreUnavailable, match="replica by now"):
+            await write("SET", "key", "value")
+    with pytest.raises(StoreUnavailable, match="replica by now"):
+        await connection.execute_all([("GET", "key"), ("SET", "key", "value")])
+    after = await numbers()
+    await connection.execute("REPLICAOF", "NO", "ONE")
+    assert await connection.execute("SET", "key", "value") == b"OK"
+    assert not set(before) & set(after)
+    await line.aclose()
+    await connection.aclose()

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import MovedError
 
+from llm_cache._deadline import now_s
 from llm_cache._redis.connection import Connection
-from llm_cache._redis.reads import CoalescedReads
-from llm_cache.errors import StoreUnavailable
+from llm_cache._redis.reads import CoalescedReads, SplitReads
+from llm_cache.errors import StoreTimeout, StoreUnavailable
 
 
 @pytest.fixture
@@ -176,3 +178,14 @@ async def test_read_after_a_doubtful_one_takes_a_new_connection(reads, redis, na
     reads.doubt()
     await reads.get(f"{namespace}:a")
     assert len(await ids() - first) == 1
+
+
+async def test_what_has_moved_is_read_again_within_the_same_limit(connection, monkeypatch):
+    async def hang(*_: Any) -> None:
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(connection, "execute", hang)
+    reads = SplitReads(connection, "companion", timeout_s=0.05)
+    async with asyncio.timeout(2):
+        with pytest.raises(StoreTimeout):
+            await reads._found("key", MovedError("1 127.0.0.1:1"), now_s())

@@ -12,7 +12,7 @@ from llm_cache._redis import sizes
 from llm_cache._redis import vectors as module
 from llm_cache._redis.connection import Connection
 from llm_cache._redis.lease import Script
-from llm_cache._redis.vectors import VectorStore
+from llm_cache._redis.vectors import Gone, VectorStore, forget_gone
 from llm_cache.errors import StoreUnavailable
 from llm_cache.testing import FakeClock
 
@@ -434,3 +434,25 @@ async def test_what_is_no_reply_to_the_script_is_an_error_of_ours(
     monkeypatch.setattr(store.line, "execute_all", answer)
     with pytest.raises(StoreUnavailable, match="something else"):
         await found_with(store, answered[0])
+
+
+@pytest.mark.parametrize(
+    ("answer", "left"),
+    [
+        ((None, b""), 0),
+        ((b"new", b""), 1),
+        ((b"old" * 30, b"old" * 18), 1),
+        ((b"x" * 60, b"x" * 52), 0),
+        ((b"short", b"short"), 0),
+    ],
+)
+async def test_entries_are_forgotten_unless_their_answer_was_replaced(
+    connection, redis, namespace, answer, left
+):
+    keys, (there, seen) = Keys(namespace), answer
+    entry = keys.entry("s", "digest")
+    await redis.hset(entry, "vector", "v")
+    if there is not None:
+        await redis.set(keys.answer("digest"), there)
+    await forget_gone(connection, keys, [Gone(entry, "digest", seen)])
+    assert await redis.exists(entry) == left

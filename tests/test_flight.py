@@ -1,0 +1,44 @@
+"""Calls of one process that share a task."""
+
+import asyncio
+
+from llm_cache._flight import SingleFlight
+
+
+async def test_what_its_only_taker_leaves_in_the_turn_it_ends_is_unclaimed():
+    unclaimed: list[str] = []
+    flight: SingleFlight[str] = SingleFlight(unclaimed.append)
+    gate = asyncio.Event()
+
+    async def produce(**_: bool) -> str:
+        await gate.wait()
+        return "made"
+
+    taker = asyncio.create_task(flight.run("key", produce, patience_s=None))
+    await asyncio.sleep(0)
+    (making,) = flight.tasks
+    # Runs behind what the flight does at its end, and before the taker wakes up.
+    making.add_done_callback(lambda _: taker.cancel())
+    gate.set()
+    await asyncio.gather(taker, return_exceptions=True)
+    assert taker.cancelled()
+    assert unclaimed == ["made"]
+
+
+async def test_what_somebody_takes_is_not_unclaimed_when_another_leaves():
+    unclaimed: list[str] = []
+    flight: SingleFlight[str] = SingleFlight(unclaimed.append)
+    gate = asyncio.Event()
+
+    async def produce(**_: bool) -> str:
+        await gate.wait()
+        return "made"
+
+    takers = [asyncio.create_task(flight.run("key", produce, patience_s=None)) for _ in range(2)]
+    await asyncio.sleep(0)
+    gate.set()
+    (making,) = flight.tasks
+    making.add_done_callback(lambda _: takers[0].cancel())
+    await asyncio.gather(*takers, return_exceptions=True)
+    assert takers[1].result() == ("made", True)
+    assert unclaimed == []
