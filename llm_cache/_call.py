@@ -156,7 +156,7 @@ def check_options(options: Mapping[str, Any]) -> None:
         )
 
 
-def standing(options: Mapping[str, Any]) -> CallOptions:
+def lasting_options(options: Mapping[str, Any]) -> CallOptions:
     """Return *options* as they hold for many calls: names that could be iterated once are kept.
 
     Raises:

@@ -93,10 +93,10 @@ class Engine:
         if isinstance(found, Answered):
             return found
         budget = self._left(started_s)
-        found = await self._look_on(call, found, produce, budget)
-        if isinstance(found, Answered):
-            return found
         with self._noted():
+            found = await self._look_on(call, found, produce, budget)
+            if isinstance(found, Answered):
+                return found
             if isinstance(found, str) or not call.terms.is_shared:
                 # What is stored may still be to be written down: the caller's is another.
                 return (await self._fill(call, produce, found, budget)).own()
@@ -170,22 +170,22 @@ class Engine:
             if isinstance(found, Answered):
                 return found
             budget = self._left(started_s)
-            found = await self._look_on(call, found, refresh, budget)
-            if isinstance(found, Answered):
-                return found
-            begin = partial(
-                self._streams.begin,
-                *(call, open_stream, found, budget),
-                choices=choices,
-                wants_usage=wants_usage,
-            )
-            if isinstance(found, str) or not call.terms.is_shared:
-                with self._noted():
+            with self._noted():
+                found = await self._look_on(call, found, refresh, budget)
+                if isinstance(found, Answered):
+                    return found
+                begin = partial(
+                    self._streams.begin,
+                    *(call, open_stream, found, budget),
+                    choices=choices,
+                    wants_usage=wants_usage,
+                )
+                if isinstance(found, str) or not call.terms.is_shared:
                     begun = await begin()
-                return begun if isinstance(begun, Answered) else begun.joined()
-            shared = await self._streams.shared(call, found, begin)
-            if shared is not None:
-                return shared
+                    return begun if isinstance(begun, Answered) else begun.joined()
+                shared = await self._streams.shared(call, found, begin)
+                if shared is not None:
+                    return shared
 
     async def look_up_many(self, calls: Sequence[Call]) -> list[Lookup] | None:
         """Look up *calls* in the exact layer alone; `None` where Redis fails. One round trip."""

@@ -27,6 +27,8 @@ class SingleFlight(Generic[_T]):
     def __init__(self, unclaimed: Callable[[_T], object] | None = None) -> None:
         self._tasks: dict[Hashable, asyncio.Task[_T]] = {}
         self._waiting: Counter[Hashable] = Counter()
+        self._taken: set[asyncio.Task[_T]] = set()
+        """Those that ended, and whose end somebody has taken while others still wait."""
         self._unclaimed = unclaimed
 
     async def run(
@@ -55,18 +57,19 @@ class SingleFlight(Generic[_T]):
         """Return what the task for *key* makes, which is under way."""
         task = self._tasks[key]
         self._waiting[key] += 1
-        is_taken = False
         try:
             made = await _end_of(task)
-            is_taken = True
+            self._taken.add(task)
             return made
         finally:
             self._waiting[key] -= 1
             if not self._waiting[key]:
                 del self._waiting[key]
-                if task.done() and not is_taken:
+                has_landed = task.done() and self._tasks.get(key) is not task
+                if has_landed and task not in self._taken:
                     # Cancelled between the end and his own turn, for which he was counted on.
                     self._offer(task)
+                self._taken.discard(task)
 
     @property
     def tasks(self) -> list[asyncio.Task[_T]]:

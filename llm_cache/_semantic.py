@@ -311,7 +311,7 @@ class SemanticLayer:
 
     async def forget(self, digest: str) -> None:
         """Delete the entry that leads to the answer *digest*. One round trip."""
-        await self.vectors.forget([self._keys.entry(self.vectors.space, digest)])
+        await self.vectors.forget(digest)
 
     async def _first_living(
         self,

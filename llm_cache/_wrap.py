@@ -14,7 +14,7 @@ from openai.resources.chat import AsyncChat
 from openai.resources.chat.completions import AsyncCompletions
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from llm_cache._call import CallOptions, standing, take_options
+from llm_cache._call import CallOptions, lasting_options, take_options
 from llm_cache._http.upstream import Upstream
 from llm_cache._wrap_embeddings import CachedEmbeddings
 from llm_cache.errors import ConfigurationError, InvalidRequest
@@ -36,7 +36,7 @@ def wrap(cache: LLMCache, client: AsyncOpenAI, options: CallOptions) -> AsyncOpe
         raise ConfigurationError(
             f"cache.wrap() needs an AsyncOpenAI client; got {type(client).__name__}"
         )
-    options = standing(options)
+    options = lasting_options(options)
     # A shallow copy shares the connections, and is of the client's own class, whichever that is.
     # What the SDK makes of a client on first use (`chat`, `embeddings`, …) are attributes of the
     # instance, so that setting them replaces them.

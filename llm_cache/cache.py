@@ -29,7 +29,7 @@ from llm_cache._call import (
     Unset,
     as_completion,
     check_options,
-    standing,
+    lasting_options,
 )
 from llm_cache._core import keys as identity
 from llm_cache._core.canonical import as_data
@@ -534,6 +534,9 @@ class LLMCache:
         client that is returned; it shares the connections, so make one for each tenant. A
         `Cache-Control` among a call's `extra_headers` is obeyed.
 
+        Callers who share a stream are given the same chunk objects, which none of them may change;
+        all other answers are their caller's own.
+
         The client has its own place in every key, wherever `LLMCache(client=…)` points to.
         """
         from llm_cache._wrap import wrap
@@ -601,7 +604,7 @@ class LLMCache:
             ConfigurationError: the function is not async, or has no argument *prompt*, or there is
                 no such option.
         """
-        kept = standing(options)
+        kept = lasting_options(options)
 
         def decorate(function: Callable[_P, Awaitable[_T]]) -> Callable[_P, Awaitable[_T]]:
             signature = inspect.signature(function)

@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from llm_cache._flight import SingleFlight
 
 
@@ -25,7 +27,8 @@ async def test_what_its_only_taker_leaves_in_the_turn_it_ends_is_unclaimed():
     assert unclaimed == ["made"]
 
 
-async def test_what_somebody_takes_is_not_unclaimed_when_another_leaves():
+@pytest.mark.parametrize("leaving", [0, 1])
+async def test_what_somebody_takes_is_not_unclaimed_when_another_leaves(leaving):
     unclaimed: list[str] = []
     flight: SingleFlight[str] = SingleFlight(unclaimed.append)
     gate = asyncio.Event()
@@ -38,7 +41,8 @@ async def test_what_somebody_takes_is_not_unclaimed_when_another_leaves():
     await asyncio.sleep(0)
     gate.set()
     (making,) = flight.tasks
-    making.add_done_callback(lambda _: takers[0].cancel())
+    making.add_done_callback(lambda _: takers[leaving].cancel())
     await asyncio.gather(*takers, return_exceptions=True)
-    assert takers[1].result() == ("made", True)
+    assert takers[1 - leaving].result() == ("made", leaving == 0)
     assert unclaimed == []
+    assert not flight._taken

@@ -150,12 +150,15 @@ def to_json(value: Any) -> Any:
 def copied(value: Any) -> Any:
     """Return *value* in lists and objects of its own, which nobody else can change.
 
-    It is one that `fold` takes, which is not nested too deeply for this.
+    It is one that `fold` takes, which is not nested too deeply for this. Pydantic models become
+    what they are sent as.
     """
-    kind = type(value)
-    if kind is dict:
+    if isinstance(value, Mapping):
         return {name: copied(item) for name, item in value.items()}
-    return kind(map(copied, value)) if kind is list or kind is tuple else value
+    if isinstance(value, list | tuple):
+        return [copied(item) for item in value]
+    as_json = to_json(value)
+    return value if as_json is None else as_json
 
 
 def as_data(value: Any, where: str) -> Any:

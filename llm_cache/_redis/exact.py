@@ -52,7 +52,7 @@ class ExactStore:
     """Answers by digest. What writes them is in `lease.py`: storing ends a lease.
 
     Args:
-        timeout_s: Most seconds a look-up takes; default `redis_timeout_s` for each round trip.
+        timeout_s: Most seconds that `lookup` takes to read; default `redis_timeout_s`.
     """
 
     def __init__(

@@ -6,6 +6,7 @@ each primary (`cluster.py`).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -116,24 +117,56 @@ class _SendsAtOnce:
             self.socket_timeout = limit_s
 
 
-class _LeavesReplicas:
-    """A connection that ends where its server turns out to be a replica.
+_LEAVES_AGAIN_S = 1.0
+"""A server that stays a replica would have all connections made anew for each write."""
 
-    After a failover behind one name, the old master may keep the connections that it has, and
-    refuses every write on them. (Those that ask sentinels are left by redis-py itself.)
+
+class _LeavesReplicas:
+    """A connection that ends where its server turns out to be a replica, with all of its pool's.
+
+    After a failover behind one name, the old master may keep the connections that it has. It
+    refuses every write on them, and would go on to answer reads with what is no more. (Those that
+    ask sentinels are left by redis-py, and closed by the sentinels.)
     """
+
+    # Each pool has a class of connections of its own, in which these are what all of them share.
+    generation = 0
+    left_s = -_LEAVES_AGAIN_S
+
+    born = 0
+    """Its generation."""
+
+    @property
+    def is_outlived(self) -> bool:
+        """Whether the server has turned out to be a replica since this connection was made."""
+        return self.born != self.generation
+
+    async def connect(self) -> None:
+        if self.is_outlived:
+            await self.disconnect(nowait=True)  # type: ignore[attr-defined]
+            self.born = self.generation
+        await super().connect()  # type: ignore[misc]
 
     async def read_response(self, *args: Any, **settings: Any) -> Any:
         try:
             return await super().read_response(*args, **settings)  # type: ignore[misc]
         except ReadOnlyError as error:
-            await self.disconnect()  # type: ignore[attr-defined]
-            raise as_lost(error) from error
+            await self.disconnect(nowait=True)  # type: ignore[attr-defined]
+            raise lost_to(self, error) from error
 
 
-def as_lost(error: ReadOnlyError) -> RedisConnectionError:
-    """Return *error* as what it means for the connection that it came over."""
+def lost_to(connection: object, error: ReadOnlyError) -> RedisConnectionError:
+    """Return *error* as what it means for the *connection* it came over, and for its like."""
+    if isinstance(connection, _LeavesReplicas):
+        kind, now_s = type(connection), time.monotonic()
+        if not connection.is_outlived and now_s - kind.left_s >= _LEAVES_AGAIN_S:
+            kind.generation, kind.left_s = kind.generation + 1, now_s
     return RedisConnectionError(f"the server is a replica by now: {error}")
+
+
+def is_outlived(connection: object) -> bool:
+    """Tell whether *connection* leads to a server that has turned out to be a replica."""
+    return isinstance(connection, _LeavesReplicas) and connection.is_outlived
 
 
 def _adapted(pool: _Pool, *, parents: tuple[type, ...] = ()) -> _Pool:

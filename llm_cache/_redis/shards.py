@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import count
 from typing import Any
 
@@ -150,9 +150,9 @@ class ShardedVectors:
         """Let an answer that is there be found, as `VectorStore.lead_to` does."""
         return await self._whole.lead_to(digest, entry)
 
-    async def forget(self, entry_keys: Iterable[str]) -> None:
-        """Delete semantic entries. One round trip."""
-        await self.line.execute_all(*(("UNLINK", key) for key in entry_keys))
+    async def forget(self, digest: str) -> None:
+        """Delete the entry that leads to the answer *digest*. One round trip."""
+        await self.line.execute("UNLINK", self._keys.entry(self.space, digest))
 
     async def count(self) -> int:
         """Return the number of entries in all indexes. One round trip."""

@@ -276,9 +276,9 @@ class VectorStore:
         )
         return bool(is_there)
 
-    async def forget(self, entry_keys: Iterable[str]) -> None:
-        """Delete semantic entries. One round trip."""
-        await self.line.execute("UNLINK", *entry_keys)
+    async def forget(self, digest: str) -> None:
+        """Delete the entry that leads to the answer *digest*. One round trip."""
+        await self.line.execute("UNLINK", self._keys.entry(self.space, digest))
 
     async def count(self) -> int:
         """Return the number of entries in the index. One round trip."""

@@ -15,7 +15,7 @@ from hiredis import Reader, pack_command
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import InvalidResponse, ReadOnlyError
 
-from llm_cache._redis.lanes import as_lost
+from llm_cache._redis.lanes import is_outlived, lost_to
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
@@ -59,7 +59,8 @@ class Wire(asyncio.Protocol):
     @property
     def is_open(self) -> bool:
         """Whether the connection is up, for all that is known here."""
-        return self._is_open and not self._transport.is_closing()
+        is_up = self._is_open and not self._transport.is_closing()
+        return is_up and not is_outlived(self._connection)
 
     def post(self, packed: bytes) -> None:
         """Send commands, packed, without waiting for room."""
@@ -94,7 +95,7 @@ class Wire(asyncio.Protocol):
             elif isinstance(reply, RedisConnectionError):
                 raise reply
             elif isinstance(reply, ReadOnlyError):
-                raise as_lost(reply)
+                raise lost_to(self._connection, reply)
             else:
                 replies.append(reply)
         return replies

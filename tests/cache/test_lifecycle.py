@@ -95,11 +95,19 @@ async def test_closing_waits_for_what_is_in_flight(make_cache, upstream, redis):
     assert (await make_cache().chat(QUESTION)).status == "exact"
 
 
-@pytest.mark.parametrize("config", [{"single_flight": False}, {"shadow": True}], ids=str)
-async def test_closing_waits_for_calls_that_share_nothing(make_cache, upstream, config):
+@pytest.mark.parametrize(
+    "config", [{"single_flight": False}, {"url": "redis://127.0.0.1:1"}], ids=str
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_closing_waits_for_calls_that_share_nothing(make_cache, upstream, config, stream):
     upstream.hold()
     cache = make_cache(**config)
-    asked = asyncio.create_task(cache.chat(QUESTION))
+
+    async def ask() -> str:
+        said = await cache.chat(QUESTION, stream=stream)
+        return "".join([piece async for piece in said]) if stream else said.text
+
+    asked = asyncio.create_task(ask())
     await upstream.called()
 
     closing = asyncio.create_task(cache.aclose())
@@ -107,7 +115,7 @@ async def test_closing_waits_for_calls_that_share_nothing(make_cache, upstream, 
     assert not done
     upstream.answer("in time")
     await closing
-    assert (await asked).text == "in time"
+    assert await asked == "in time"
 
 
 async def test_call_whose_store_is_cut_off_by_closing_has_its_answer(

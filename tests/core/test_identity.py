@@ -4,6 +4,7 @@ The named tests are failures that other caches have shipped.
 """
 
 import inspect
+from collections import OrderedDict
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from openai.types.chat import ChatCompletionMessage
 
 from llm_cache import CacheConfig, LLMCache
 from llm_cache._call import UNSET, Call
@@ -451,6 +453,27 @@ def test_what_the_caller_changes_later_changes_no_call():
     messages[1]["content"] = "Ho"
     assert call.prompt_version == version is not None
     assert request_of() == before
+
+
+def test_objects_of_the_sdk_are_taken_over_as_what_they_are_sent_as():
+    called = ChatCompletionMessage.model_validate(
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [
+                {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+            ],
+        }
+    )
+    turn: dict[str, Any] = {"role": "assistant", "tool_calls": called.tool_calls}
+    given = [*USER, turn, OrderedDict(USER[0])]
+    _, request_of = Planner(CacheConfig()).chat(given, Service("u"), {}, {})
+    before = deepcopy(request_of().messages)
+    assert called.tool_calls is not None
+    called.tool_calls[0].id = "2"
+    given[-1]["content"] = "Ho"
+    assert request_of().messages == before
+    assert before[1]["tool_calls"][0]["id"] == "1"
 
 
 def test_what_is_done_with_one_request_is_not_done_with_the_next():

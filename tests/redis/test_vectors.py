@@ -441,7 +441,8 @@ async def test_what_is_no_reply_to_the_script_is_an_error_of_ours(
     [
         ((None, b""), 0),
         ((b"new", b""), 1),
-        ((b"old" * 30, b"old" * 18), 1),
+        ((None, b"old"), 1),
+        ((b"new" * 30, (b"old" * 30)[:52]), 1),
         ((b"x" * 60, b"x" * 52), 0),
         ((b"short", b"short"), 0),
     ],
