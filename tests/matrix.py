@@ -28,6 +28,7 @@ TOOLS = (
 )
 SELECTION = (
     *("tests/redis/test_wire.py", "tests/redis/test_link.py", "tests/redis/test_line.py"),
+    "tests/redis/test_replica.py",
     *("tests/redis/test_reads.py", "tests/redis/test_vectors.py"),
     *("tests/redis/test_epoch.py", "tests/redis/test_counters.py", "tests/redis/test_answers.py"),
     *("tests/cache/test_chat.py", "tests/cache/test_stream.py", "tests/cache/test_layers.py"),
