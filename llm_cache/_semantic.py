@@ -311,7 +311,8 @@ class SemanticLayer:
 
     async def forget(self, digest: str) -> None:
         """Delete the entry that leads to the answer *digest*. One round trip."""
-        await self.vectors.forget(digest)
+        vectors = self.vectors
+        await vectors.line.execute("UNLINK", self._keys.entry(vectors.space, digest))
 
     async def _first_living(
         self,

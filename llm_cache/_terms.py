@@ -8,6 +8,7 @@ from typing import Any, Unpack
 
 from llm_cache._call import CallOptions, Terms
 from llm_cache._core import keys
+from llm_cache._core.canonical import is_unicode
 from llm_cache._core.control import ANY, parse_cache_control
 from llm_cache._core.targets import MOST_NAME_CHARS
 from llm_cache._core.types import Json
@@ -70,7 +71,7 @@ def _checked_scope(name: object) -> str | None:
 
 
 def _checked_name(name: object, what: str, *, otherwise: str = "") -> str:
-    if not isinstance(name, str) or not name or not _is_unicode(name):
+    if not isinstance(name, str) or not name or not is_unicode(name):
         raise InvalidRequest(f"{what} must be text that is not empty{otherwise}")
     if len(name) > MOST_NAME_CHARS:
         raise InvalidRequest(f"{what} must have at most {MOST_NAME_CHARS} characters")
@@ -81,15 +82,6 @@ def _checked_names(names: Iterable[object], what: str, one: str) -> tuple[str, .
     if isinstance(names, str) or not isinstance(names, Iterable):
         raise InvalidRequest(f"{what} must be a list of texts; got {type(names).__name__}")
     return tuple(dict.fromkeys(_checked_name(name, f"every {one}") for name in names))
-
-
-def _is_unicode(text: str) -> bool:
-    """Tell whether *text* can be written down: a lone surrogate cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _checked_ttl_s(ttl_s: float | None, model: str, config: CacheConfig) -> float:

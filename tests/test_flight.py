@@ -1,22 +1,23 @@
 """Calls of one process that share a task."""
 
 import asyncio
+from functools import partial
 
 import pytest
 
 from llm_cache._flight import SingleFlight
 
 
+async def made_at(gate: asyncio.Event, **_: bool) -> str:
+    await gate.wait()
+    return "made"
+
+
 async def test_what_its_only_taker_leaves_in_the_turn_it_ends_is_unclaimed():
     unclaimed: list[str] = []
     flight: SingleFlight[str] = SingleFlight(unclaimed.append)
     gate = asyncio.Event()
-
-    async def produce(**_: bool) -> str:
-        await gate.wait()
-        return "made"
-
-    taker = asyncio.create_task(flight.run("key", produce, patience_s=None))
+    taker = asyncio.create_task(flight.run("key", partial(made_at, gate), patience_s=None))
     await asyncio.sleep(0)
     (making,) = flight.tasks
     # Runs behind what the flight does at its end, and before the taker wakes up.
@@ -32,12 +33,10 @@ async def test_what_somebody_takes_is_not_unclaimed_when_another_leaves(leaving)
     unclaimed: list[str] = []
     flight: SingleFlight[str] = SingleFlight(unclaimed.append)
     gate = asyncio.Event()
-
-    async def produce(**_: bool) -> str:
-        await gate.wait()
-        return "made"
-
-    takers = [asyncio.create_task(flight.run("key", produce, patience_s=None)) for _ in range(2)]
+    takers = [
+        asyncio.create_task(flight.run("key", partial(made_at, gate), patience_s=None))
+        for _ in range(2)
+    ]
     await asyncio.sleep(0)
     gate.set()
     (making,) = flight.tasks

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from benchmarks.errors import BadInput
 from benchmarks.workloads import Ask, Workload
+from llm_cache._core.canonical import is_unicode
 
 COLUMNS = ("prompt", "answer_id", "timestamp", "tenant", "prompt_tokens", "completion_tokens")
 _SHOWN = 5
@@ -140,7 +141,7 @@ def _ask(row: Mapping[str, Any], prompt_column: str, line: int, reading: Reading
     if len(prompt) > _MAX_CHARS:
         reading.skip(line, f"a prompt of more than {_MAX_CHARS:,} characters")
         return None
-    if not _is_unicode(prompt):
+    if not is_unicode(prompt):
         reading.skip(line, "a prompt that is not valid Unicode")
         return None
     at_s = _time_s(row.get("timestamp"))
@@ -238,14 +239,6 @@ def _csv_rows(file: IO[bytes], reading: Reading) -> Iterator[tuple[int, Mapping[
 
 
 # --- values -----------------------------------------------------------------------------------
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _name(value: Any) -> str | None:

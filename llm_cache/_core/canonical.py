@@ -52,6 +52,15 @@ def dumps(folded: Any, where: str) -> str:
         raise InvalidRequest(f"{where} holds a number that cannot be written: {error}") from None
 
 
+def is_unicode(text: str) -> bool:
+    """Tell whether *text* can be written down: a lone surrogate cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def utf8(text: str, where: str) -> bytes:
     """Return the bytes of *text*; *where* names it in errors.
 

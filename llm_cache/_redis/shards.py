@@ -150,10 +150,6 @@ class ShardedVectors:
         """Let an answer that is there be found, as `VectorStore.lead_to` does."""
         return await self._whole.lead_to(digest, entry)
 
-    async def forget(self, digest: str) -> None:
-        """Delete the entry that leads to the answer *digest*. One round trip."""
-        await self.line.execute("UNLINK", self._keys.entry(self.space, digest))
-
     async def count(self) -> int:
         """Return the number of entries in all indexes. One round trip."""
         parts = [await self._part(lane) for lane in self._lanes()]

@@ -276,10 +276,6 @@ class VectorStore:
         )
         return bool(is_there)
 
-    async def forget(self, digest: str) -> None:
-        """Delete the entry that leads to the answer *digest*. One round trip."""
-        await self.line.execute("UNLINK", self._keys.entry(self.space, digest))
-
     async def count(self) -> int:
         """Return the number of entries in the index. One round trip."""
         answers = await self._ask(("FT.INFO", self.index))

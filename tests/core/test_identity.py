@@ -6,7 +6,7 @@ The named tests are failures that other caches have shipped.
 import inspect
 from collections import OrderedDict
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -21,6 +21,7 @@ from llm_cache._core.canonical import encode
 from llm_cache._core.types import ChatRequest
 from llm_cache._plan import _NOTHING_SAID, Planner
 from llm_cache.errors import InvalidRequest
+from tests.core.services import Service
 
 text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
 words = text.filter(lambda value: value.strip() != "")
@@ -58,19 +59,6 @@ params = st.dictionaries(
     json_values,
     max_size=3,
 )
-
-
-@dataclass(frozen=True)
-class Service:
-    """A model's service, as far as a key has to do with it."""
-
-    base_url: str
-    defaults: dict[str, Any] = field(default_factory=dict)
-    timeout: None = None
-
-    @property
-    def identity(self) -> str:
-        return self.base_url
 
 
 @st.composite

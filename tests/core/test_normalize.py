@@ -1,5 +1,3 @@
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -9,19 +7,9 @@ from llm_cache._core.normalize import fold_text
 from llm_cache._core.types import ChatRequest
 from llm_cache._plan import Planner
 from llm_cache.errors import InvalidRequest
+from tests.core.services import Service
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
-
-
-@dataclass(frozen=True)
-class Service:
-    base_url: str
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    timeout: None = None
-
-    @property
-    def identity(self) -> str:
-        return self.base_url
 
 
 def request(prompt: Any = "Hi", **given: Any) -> ChatRequest:
