@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from llm_cache._core.lexicon import languages, load
+from llm_cache._core.lexicon import Lexicon, languages, load
 from llm_cache._core.signature import Signature, analyse, pack, translated, unpack, veil
 
 __all__ = [
@@ -73,13 +73,15 @@ def compare(new: Signature, cached: Signature) -> Comparison:
     if cached.is_veiled:
         cached = _unveiled(cached, new)
     difference = _difference(new, cached)
-    longer = max(len(new.tokens), len(cached.tokens))
+    shorter, longer = len(new.tokens), len(cached.tokens)
+    if shorter > longer:
+        shorter, longer = longer, shorter
     return Comparison(
-        objection=_first_objection(new, cached, difference),
-        unmatched_new=len(difference.new_content),
-        unmatched_cached=len(difference.cached_content),
-        length_ratio=min(len(new.tokens), len(cached.tokens)) / longer if longer else 1.0,
-        is_listed=new.is_listed and cached.is_listed,
+        _first_objection(new, cached, difference),
+        len(difference.new_content),
+        len(difference.cached_content),
+        shorter / longer if longer else 1.0,
+        new.is_listed and cached.is_listed,
     )
 
 
@@ -102,9 +104,11 @@ def _relatives(word: str) -> Iterator[str]:
 
 
 def _first_objection(new: Signature, cached: Signature, difference: _Difference) -> str | None:
-    if new.tokens == cached.tokens and new.unread == cached.unread:
+    are_read_alike = new.unread == cached.unread
+    if are_read_alike and new.tokens == cached.tokens:
         return None
-    for name, objects in _GUARDS:
+    are_read_alike = are_read_alike and new.language == cached.language
+    for name, objects in _GUARDS_OF_WORDS if are_read_alike else _GUARDS:
         if objects(new, cached, difference):
             return name
     if _substituted(new, cached, difference):
@@ -113,33 +117,52 @@ def _first_objection(new: Signature, cached: Signature, difference: _Difference)
 
 
 class _Difference(NamedTuple):
-    """The tokens that only one of two prompts has, and those of them that say what is asked."""
+    """The tokens that only one of two prompts has."""
 
     new: frozenset[str]
     cached: frozenset[str]
     new_content: frozenset[str]
+    """Those that say what is asked."""
     cached_content: frozenset[str]
+    new_times: frozenset[str]
+    cached_times: frozenset[str]
+    lists: Lexicon
+    """The word lists that the new prompt was read with."""
 
 
 def _difference(new: Signature, cached: Signature) -> _Difference:
-    in_new, in_cached = frozenset(new.tokens), frozenset(cached.tokens)
+    in_new, in_cached = new.words, cached.words
     only_new, only_cached = in_new - in_cached, in_cached - in_new
     if only_new and only_cached:
         only_new, only_cached = _spelled_out(only_new, only_cached, new.names, cached)
         only_cached, only_new = _spelled_out(only_cached, only_new, cached.names, new)
-    weak = new.lists.weak
+    lists = new.lists
+    new_content, new_times = _sorted_out(only_new, lists)
+    cached_content, cached_times = _sorted_out(only_cached, lists)
     return _Difference(
-        only_new,
-        only_cached,
-        frozenset([t for t in only_new if t not in weak and t.islower() and t[0] not in "#@~"]),
-        frozenset([t for t in only_cached if t not in weak and t.islower() and t[0] not in "#@~"]),
+        only_new, only_cached, new_content, cached_content, new_times, cached_times, lists
     )
+
+
+def _sorted_out(
+    only: frozenset[str], lists: Lexicon
+) -> tuple[frozenset[str], frozenset[str]]:
+    """Those of *only* that say what is asked, and the times."""
+    content, times = [], []
+    for token in only:
+        if token[0] in "@~":
+            times.append(token)
+        elif token.islower() and token[0] != "#" and token not in lists.weak:
+            content.append(token)
+    return frozenset(content), frozenset(times)
 
 
 def _spelled_out(
     short: frozenset[str], long: frozenset[str], names: frozenset[str], text: Signature
 ) -> tuple[frozenset[str], frozenset[str]]:
     """The difference without an acronym in *short* and the words of *text* that it stands for."""
+    if short.isdisjoint(names):
+        return short, long
     for acronym in short & names:
         if 2 < len(acronym) < 7:
             words = _meaningful(text)
@@ -174,7 +197,7 @@ def _language(new: Signature, cached: Signature, _: _Difference) -> bool:
 def _numbers(new: Signature, cached: Signature, difference: _Difference) -> bool:
     if new.numbers != cached.numbers and _count_apart(new.numbers, cached.numbers):
         return True
-    return _times_apart(difference) or _units_apart(new, difference)
+    return _times_apart(difference) or _units_apart(difference)
 
 
 def _count_apart(new: Sequence[str], cached: Sequence[str]) -> bool:
@@ -196,15 +219,14 @@ def _paired(written: Counter[str], spelled: Counter[str]) -> tuple[Counter[str],
 
 def _times_apart(difference: _Difference) -> bool:
     """Whether the times differ in more than a "today" or a "now" that only one prompt has."""
-    new = [token for token in difference.new if token[0] in "@~"]
-    cached = [token for token in difference.cached if token[0] in "@~"]
+    new, cached = difference.new_times, difference.cached_times
     if not new and not cached:
         return False
     return bool(new and cached) or any(time[0] == "@" for time in (*new, *cached))
 
 
-def _units_apart(new: Signature, difference: _Difference) -> bool:
-    units = new.lists.units
+def _units_apart(difference: _Difference) -> bool:
+    units = difference.lists.units
     return not units.isdisjoint(difference.new) and not units.isdisjoint(difference.cached)
 
 
@@ -217,7 +239,7 @@ def _negation(new: Signature, cached: Signature, difference: _Difference) -> boo
     if new.negations and cached.negations:
         return (new.negations - cached.negations) % 2 == 1
     affirmative = difference.cached if new.negations else difference.new
-    return new.lists.failures.isdisjoint(affirmative)
+    return difference.lists.failures.isdisjoint(affirmative)
 
 
 # With one of these a word turns into its opposite; the stem of "-less" ends in a single s.
@@ -256,17 +278,19 @@ _PREFIX_SIZES: Final = tuple(sorted({len(prefix) for prefix in _INSTEAD}))
 _SUFFIXES: Final = ("ful", "les")
 
 
-def _antonyms(text: Signature, _: Signature, difference: _Difference) -> bool:
-    new, cached = difference.new, difference.cached
+def _antonyms(_: Signature, __: Signature, difference: _Difference) -> bool:
+    new, cached, lists = difference.new, difference.cached, difference.lists
     if not new or not cached:
         return False
-    if _opposed(text.lists.antonyms, new, cached):
+    if _opposed(lists.antonyms, new, cached):
         return True
     if _turned_round(new, cached) or _turned_round(cached, new):
         return True
     # Particles are too common to mean anything unless nothing else differs.
+    if difference.new_content or difference.cached_content:
+        return False
     only_function_words = all(token.isupper() for token in (*new, *cached))
-    return only_function_words and _opposed(text.lists.particles, new, cached)
+    return only_function_words and _opposed(lists.particles, new, cached)
 
 
 def _opposed(
@@ -284,9 +308,8 @@ def _opposed(
 def _turned_round(words: Iterable[str], others: frozenset[str]) -> bool:
     """Whether a word is another without its "un-", or with "up-" for its "down-"."""
     for word in words:
-        for opposite in _opposites(word):
-            if opposite in others:
-                return True
+        if not others.isdisjoint(_opposites(word)):
+            return True
     return False
 
 
@@ -325,10 +348,12 @@ _ACTIVE: Final = frozenset(("DO", "DID"))
 
 
 def _order(new: Signature, cached: Signature, difference: _Difference) -> bool:
-    if new.roles != cached.roles and _turned(new.roles ^ cached.roles, new, cached):
-        return True
-    lexicon = new.lists
-    exchanged = new.roles != cached.roles and _objects_exchanged(new, cached)
+    lexicon = difference.lists
+    exchanged = False
+    if new.roles != cached.roles:
+        if _turned(new.roles ^ cached.roles, new, cached):
+            return True
+        exchanged = _objects_exchanged(new, cached, lexicon)
     # Only then can the same words stand in another order.
     if lexicon.auxiliaries.issuperset((difference.new | difference.cached) - {"BY"}):
         exchanged = exchanged or _exchanged(new, cached)
@@ -342,17 +367,16 @@ def _order(new: Signature, cached: Signature, difference: _Difference) -> bool:
 
 def _turned(apart: frozenset[tuple[str, str]], new: Signature, cached: Signature) -> bool:
     """Whether one prompt goes *to* what the other comes *from*."""
-    return any(
-        role == "TO"
-        and ("FROM", word) in apart
-        and (("TO", word) in new.roles) == (("FROM", word) in cached.roles)
-        for role, word in apart
-    )
+    for role, word in apart:
+        if role == "TO" and ("FROM", word) in apart:
+            if (("TO", word) in new.roles) == (("FROM", word) in cached.roles):
+                return True
+    return False
 
 
-def _objects_exchanged(new: Signature, cached: Signature) -> bool:
+def _objects_exchanged(new: Signature, cached: Signature, lists: Lexicon) -> bool:
     """Whether a preposition governs two words of both prompts the other way round."""
-    directed = new.lists.directed
+    directed = lists.directed
     for role, word in new.roles - cached.roles:
         if role in directed and word in cached.tokens:
             for other, object_ in cached.roles - new.roles:
@@ -433,8 +457,10 @@ def _middles(a: Sequence[str], b: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _constraint(new: Signature, cached: Signature, difference: _Difference) -> bool:
-    restrictions = new.lists.restrictions
-    if not restrictions.isdisjoint(difference.new | difference.cached):
+    restrictions = difference.lists.restrictions
+    if not restrictions.isdisjoint(difference.new):
+        return True
+    if not restrictions.isdisjoint(difference.cached):
         return True
     if difference.new_content and difference.cached_content:
         return False
@@ -506,18 +532,14 @@ def _substituted(new: Signature, cached: Signature, difference: _Difference) -> 
     apart = [(a, b) for a, b in pairs if a != b]
     if all(a in content and b in other for a, b in apart):
         return True
-    return len(apart) == 1 and new.lists.verbs.union(content, other).issuperset(apart[0])
+    verbs = difference.lists.verbs
+    return len(apart) == 1 and verbs.union(content, other).issuperset(apart[0])
 
 
 _CONSTRAINT: Final = "constraint"
 _RELATION: Final = "relation"
 _Guard = Callable[[Signature, Signature, _Difference], bool]
-# In the order in which they are asked, the most telling reason first; last comes `_substituted`.
-_GUARDS: Final[tuple[tuple[str, _Guard], ...]] = (
-    ("length", _length),
-    ("language", _language),
-    ("code", _code),
-    ("symbols", _symbols),
+_GUARDS_OF_WORDS: Final[tuple[tuple[str, _Guard], ...]] = (
     ("numbers", _numbers),
     ("negation", _negation),
     ("antonyms", _antonyms),
@@ -525,6 +547,14 @@ _GUARDS: Final[tuple[tuple[str, _Guard], ...]] = (
     ("order", _order),
     (_CONSTRAINT, _constraint),
     (_RELATION, _asks),
+)
+# In the order in which they are asked, the most telling reason first; last comes `_substituted`.
+_GUARDS: Final[tuple[tuple[str, _Guard], ...]] = (
+    ("length", _length),
+    ("language", _language),
+    ("code", _code),
+    ("symbols", _symbols),
+    *_GUARDS_OF_WORDS,
 )
 VERSION: Final = 2
 """Grows when guards object to other pairs than before: policies that weigh them are then void."""

@@ -62,6 +62,11 @@ class Signature(NamedTuple):
         return lists_of(self.language)
 
     @property
+    def words(self) -> frozenset[str]:
+        """The tokens without their order."""
+        return frozenset(self.tokens)
+
+    @property
     def unread(self) -> tuple[bytes, bytes, str]:
         """What the tokens do not show."""
         return self.rest, self.code, self.symbols
@@ -297,7 +302,8 @@ _NAME: Final = int(Kind.NAME)
 # A longer "word" is a key, a URL or base64: its digest stands for it.
 _WORD_CHARS: Final = 40
 
-_PATTERN: Final = r"""
+# All begin with something else than a space: seen at once, that need not be tried way by way.
+_PATTERN: Final = r"""(?!\ )(?:
       {letter}{letter}+(?:'{letter}+|\.(?:js|net)(?!\w))*    # words, isn't, Node.js
     | [cCfF](?:\+\+|\#)                                      # C++, C#
     | (?:{letter}\.)+{letter}(?!\w)\.?                       # U.S., p.m.
@@ -306,7 +312,7 @@ _PATTERN: Final = r"""
     | [.!?;:\n"“(]                                          # what follows may be capitalised
     | [$€£¥₹%&]
     | [+*^=<>×÷](?=\s?\d) | (?<!{letter})[-−/](?=\s?\d)    # operators
-"""
+)"""
 _TOKEN: Final = re.compile(_PATTERN.format(letter=r"[^\W\d_]"), re.VERBOSE)
 # The same, at half the cost, for the many prompts that are ASCII.
 _ASCII_TOKEN: Final = re.compile(_PATTERN.format(letter="[a-zA-Z]"), re.VERBOSE | re.ASCII)
