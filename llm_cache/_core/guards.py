@@ -14,7 +14,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import Final, NamedTuple
 
 from llm_cache._core.lexicon import Lexicon, languages, load
@@ -88,7 +90,7 @@ def compare(new: Signature, cached: Signature) -> Comparison:
 def _unveiled(veiled: Signature, new: Signature) -> Signature:
     """Return *veiled* with the words of *new*, and those opposed to them, for their hashes."""
     known = {veil(word): word for word in (*new.tokens, *new.numbers)}
-    there = frozenset(veiled.tokens)
+    there = veiled.words
     hidden = {token for token in there - known.keys() if "?" in token}
     if hidden:
         own = [known[token] for token in known.keys() - there if known[token].islower()]
@@ -116,7 +118,8 @@ def _first_objection(new: Signature, cached: Signature, difference: _Difference)
     return None
 
 
-class _Difference(NamedTuple):
+@dataclass(slots=True)
+class _Difference:
     """The tokens that only one of two prompts has."""
 
     new: frozenset[str]
@@ -144,9 +147,7 @@ def _difference(new: Signature, cached: Signature) -> _Difference:
     )
 
 
-def _sorted_out(
-    only: frozenset[str], lists: Lexicon
-) -> tuple[frozenset[str], frozenset[str]]:
+def _sorted_out(only: frozenset[str], lists: Lexicon) -> tuple[frozenset[str], frozenset[str]]:
     """Those of *only* that say what is asked, and the times."""
     content, times = [], []
     for token in only:
@@ -307,10 +308,7 @@ def _opposed(
 
 def _turned_round(words: Iterable[str], others: frozenset[str]) -> bool:
     """Whether a word is another without its "un-", or with "up-" for its "down-"."""
-    for word in words:
-        if not others.isdisjoint(_opposites(word)):
-            return True
-    return False
+    return not others.isdisjoint(chain.from_iterable(map(_opposites, words)))
 
 
 @lru_cache(maxsize=4_096)
@@ -360,17 +358,20 @@ def _order(new: Signature, cached: Signature, difference: _Difference) -> bool:
         exchanged = exchanged or _passive(new, cached) or _passive(cached, new)
     return (
         exchanged
-        and lexicon.symmetric.isdisjoint(new.tokens)
-        and lexicon.symmetric.isdisjoint(cached.tokens)
+        and lexicon.symmetric.isdisjoint(new.words)
+        and lexicon.symmetric.isdisjoint(cached.words)
     )
 
 
 def _turned(apart: frozenset[tuple[str, str]], new: Signature, cached: Signature) -> bool:
     """Whether one prompt goes *to* what the other comes *from*."""
     for role, word in apart:
-        if role == "TO" and ("FROM", word) in apart:
-            if (("TO", word) in new.roles) == (("FROM", word) in cached.roles):
-                return True
+        if (
+            role == "TO"
+            and ("FROM", word) in apart
+            and (("TO", word) in new.roles) == (("FROM", word) in cached.roles)
+        ):
+            return True
     return False
 
 

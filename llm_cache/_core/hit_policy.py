@@ -190,12 +190,12 @@ remembered_packed = lru_cache(maxsize=_REMEMBERED)(guards.unpack)
 
 
 def _stored(candidate: Candidate) -> guards.Signature:
-    if candidate.signature:
-        return remembered_packed(candidate.signature)
-    if candidate.prompt == "":
+    signature, prompt = candidate.signature, candidate.prompt
+    if signature:
+        return remembered_packed(signature)
+    if prompt == "":
         raise ValueError("the prompt is not kept, so there are no words to compare")
-    is_short = len(candidate.prompt) <= _REMEMBERED_CHARS
-    return remembered(candidate.prompt) if is_short else guards.analyse(candidate.prompt)
+    return (remembered if len(prompt) <= _REMEMBERED_CHARS else guards.analyse)(prompt)
 
 
 # -- without labels
@@ -223,7 +223,7 @@ class ThresholdPolicy:
         """Judge a candidate on its similarity, then on its words."""
         enough = self._enough(rank, around)
         band = enough if self.verify_from is None else min(enough, self.verify_from)
-        if similarity < _reachable(band):
+        if _falls_short(similarity, band):
             return _below(enough, similarity)
         if self.is_guarded:
             said = words()
@@ -231,9 +231,9 @@ class ThresholdPolicy:
                 return _vetoed(said.objection, enough - similarity)
             if not said.is_listed:
                 enough = stricter(self.similarity_threshold)
-        if similarity >= _reachable(enough):
+        if not _falls_short(similarity, enough):
             return Judgement(Verdict.SERVE)
-        if self.verify_from is not None and similarity >= _reachable(self.verify_from):
+        if self.verify_from is not None and not _falls_short(similarity, self.verify_from):
             return _below(enough, similarity)._replace(verdict=Verdict.VERIFY)
         return _below(enough, similarity, "for a language without word lists")
 
@@ -248,8 +248,8 @@ def stricter(threshold: float) -> float:
     return (1 + threshold) / 2
 
 
-def _reachable(threshold: float) -> float:
-    return min(threshold, 1 - FLOAT16_TOLERANCE)
+def _falls_short(similarity: float, threshold: float) -> bool:
+    return similarity < threshold and similarity < 1 - FLOAT16_TOLERANCE
 
 
 def _below(threshold: float, similarity: float, why: str = "") -> Judgement:

@@ -8,31 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from enum import IntEnum
 from functools import cache, lru_cache
 from importlib.resources import files
 from types import MappingProxyType
 from typing import Final
 
-
-class Kind(IntEnum):
-    """What a word does in a prompt, and so how a difference in it is judged.
-
-    Up to `NEGATOR` they are function words; from `WEAK` on words with a meaning of their own.
-    """
-
-    GLUE = 0  # nothing: dropped
-    FRAME = 1  # auxiliaries and pronouns: one is as good as another
-    PREPOSITION = 2  # says what part the next noun plays
-    CONNECTOR = 3  # stands between two things that may change places
-    QUESTION = 4
-    NEGATOR = 5
-    NUMBER = 6
-    TIME = 7
-    WEAK = 8  # how something is asked
-    CONTENT = 9  # what is asked
-    NAME = 10  # content that names one thing
-
+# What a word does in a prompt, and so how a difference in it is judged. Plain numbers, because
+# members of an enumeration take twice as long to look up and compare. Up to `NEGATOR` they are
+# function words; from `WEAK` on words with a meaning of their own.
+Kind = int
+GLUE: Final = 0  # nothing: dropped
+FRAME: Final = 1  # auxiliaries and pronouns: one is as good as another
+PREPOSITION: Final = 2  # says what part the next noun plays
+CONNECTOR: Final = 3  # stands between two things that may change places
+QUESTION: Final = 4
+NEGATOR: Final = 5
+NUMBER: Final = 6
+TIME: Final = 7
+WEAK: Final = 8  # how something is asked
+CONTENT: Final = 9  # what is asked
+NAME: Final = 10  # content that names one thing
 
 # How an expression goes on behind its first word, and the words that stand for it.
 Phrase = tuple[tuple[str, ...], tuple[str, ...]]
@@ -80,8 +75,8 @@ class Lexicon:
         stemmed = stem(word)
         canonical = self.classes.get(stemmed, stemmed)
         if canonical in self.weak:
-            return Kind.WEAK, canonical, NO_PHRASES
-        return (Kind.NAME if canonical in self.names else Kind.CONTENT), canonical, NO_PHRASES
+            return WEAK, canonical, NO_PHRASES
+        return (NAME if canonical in self.names else CONTENT), canonical, NO_PHRASES
 
 
 @cache
@@ -211,8 +206,8 @@ class _Loader:
         self._entries: dict[str, tuple[Kind, str]] = {}
         for word in (*self._lemmas, *self._words("synonyms"), *light):
             canonical = self._canonical(word)
-            self._entries[word] = Kind.WEAK if canonical in self._weak else Kind.CONTENT, canonical
-        self._entries.update((name, (Kind.NAME, self._canonical(name))) for name in names)
+            self._entries[word] = WEAK if canonical in self._weak else CONTENT, canonical
+        self._entries.update((name, (NAME, self._canonical(name))) for name in names)
         self._enter_closed_classes()
 
     def lexicon(self) -> Lexicon:
@@ -241,9 +236,7 @@ class _Loader:
             foreign=self._foreign(),
         )
         others: dict[str, Entry] = {
-            word: (Kind.NUMBER, word, ways)
-            if word.isdecimal()
-            else (*lexicon.entry(word)[:2], ways)
+            word: (NUMBER, word, ways) if word.isdecimal() else (*lexicon.entry(word)[:2], ways)
             for word, ways in phrases.items()
         }
         same = {
@@ -293,9 +286,9 @@ class _Loader:
 
     def _canonical_tokens(self, words: Iterable[str]) -> frozenset[str]:
         """As `_canonicals`, for words that may be function words, numbers or times."""
-        entries = ((word, self._entries.get(word, (Kind.CONTENT, ""))) for word in words)
+        entries = ((word, self._entries.get(word, (CONTENT, ""))) for word in words)
         return frozenset(
-            [name if kind < Kind.WEAK else self._canonical(w) for w, (kind, name) in entries]
+            [name if kind < WEAK else self._canonical(w) for w, (kind, name) in entries]
         )
 
     # words that are taken as they stand
@@ -303,25 +296,25 @@ class _Loader:
     def _enter_closed_classes(self) -> None:
         """Enter the function words, numbers and times; a later list has precedence."""
         for word, name in self._assigned("times"):
-            self._entries[word] = Kind.TIME, _time(name)
+            self._entries[word] = TIME, _time(name)
         for word, value in self._assigned("numbers"):
-            self._entries[word] = Kind.NUMBER, f"#{value.lstrip('~')}"
-        self._enter(Kind.FRAME, "frame")
-        self._enter(Kind.PREPOSITION, "prepositions")
-        self._enter(Kind.CONNECTOR, "connectors")
+            self._entries[word] = NUMBER, f"#{value.lstrip('~')}"
+        self._enter(FRAME, "frame")
+        self._enter(PREPOSITION, "prepositions")
+        self._enter(CONNECTOR, "connectors")
         for words, _ in self._definitions("questions"):
             asking = words.partition(" ")[0]
             # "Which" and "what" ask the same.
             asked = "WHAT" if asking in ("which", "whats") else asking.upper()
-            self._entries[asking] = Kind.QUESTION, asked
-        self._enter(Kind.NEGATOR, "negators")
-        self._enter(Kind.GLUE, "glue")
+            self._entries[asking] = QUESTION, asked
+        self._enter(NEGATOR, "negators")
+        self._enter(GLUE, "glue")
 
     def _enter(self, kind: Kind, name: str) -> None:
         for row in self._rows(name):
             words = [word.removeprefix("+") for word in row]
             # All negators do the same; of the other lists each line is a class.
-            canonical = "NOT" if kind is Kind.NEGATOR else words[0].upper()
+            canonical = "NOT" if kind == NEGATOR else words[0].upper()
             self._entries.update((word, (kind, canonical)) for word in words)
 
     # what the guards look up
@@ -372,7 +365,7 @@ class _Loader:
         for modifier, name in rows:
             for period in (word for word, value in rows if name and not value):
                 when = _time(f"{name}-{period}")
-                self._entries[when] = Kind.TIME, when
+                self._entries[when] = TIME, when
                 yield f"{modifier} {period}", when
                 yield f"{modifier} {period}'s", when
 
