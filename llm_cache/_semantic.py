@@ -14,7 +14,7 @@ from llm_cache._core.encryption import Cipher
 from llm_cache._core.kept import Kept
 from llm_cache._core.keys import Keys
 from llm_cache._core.types import Candidate
-from llm_cache._core.vectors import Vector, check_vectors
+from llm_cache._core.vectors import Vector, check_vector
 from llm_cache._embedding import EmbeddingQueue
 from llm_cache._flight import SharedRun
 from llm_cache._redis.connection import Connection
@@ -245,7 +245,7 @@ class SemanticLayer:
             unit = await self._embeddings.embed(prompt)
         else:
             dimensions = self.vectors.dimensions
-            (unit,) = check_vectors([vector], count=1, dimensions=dimensions, model_id="vector=")
+            unit = check_vector(vector, dimensions=dimensions, model_id="vector=")
         return Place(identity.narrow(scope, blind_spots), unit, prompt)
 
     async def nearest(self, place: Place, *, limit: int = _CANDIDATES) -> list[Candidate]:

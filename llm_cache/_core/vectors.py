@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import struct
+from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import shake_256
 from typing import Any
@@ -15,6 +17,8 @@ from llm_cache.errors import InvalidEmbedding
 Vector = NDArray[np.float32]
 
 _LEAST_NORM = 1e-6
+_MOST_NORM = 1e19
+"""What is longer has a square that no float32 can hold."""
 
 
 def check_vectors(vectors: Any, *, count: int, dimensions: int | None, model_id: str) -> Vector:
@@ -61,6 +65,27 @@ def check_vectors(vectors: Any, *, count: int, dimensions: int | None, model_id:
         )
     unit: Vector = rows / (norms[0] if count == 1 else np.array(norms, np.float32)[:, np.newaxis])
     return unit
+
+
+def check_vector(values: Sequence[float], *, dimensions: int, model_id: str) -> Vector:
+    """Return *values* as one vector of unit length. Raises as `check_vectors`.
+
+    A list of floats, as most callers have it, takes half the time: numpy would walk over it once
+    to see what it holds, and once more to take it in.
+    """
+    if type(values) is list and len(values) == dimensions and isinstance(values[0], float):
+        try:
+            row = np.frombuffer(struct.pack(f"{dimensions}f", *values), np.float32)
+        except (struct.error, OverflowError):
+            pass  # something else is among them
+        else:
+            norm = math.hypot(*values)
+            if _LEAST_NORM <= norm <= _MOST_NORM:
+                unit: Vector = row / norm
+                return unit
+    checked: Vector
+    (checked,) = check_vectors([values], count=1, dimensions=dimensions, model_id=model_id)
+    return checked
 
 
 def salted_blob(vector: Vector, scope: str) -> bytes:

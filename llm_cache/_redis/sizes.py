@@ -29,13 +29,11 @@ class Sizes:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._entries: int | None = None
+        self._is_all_small = False
+        self.ef_runtime = _MOST_EF
+        """How many candidates a search of the graph keeps in view."""
         self._asked_s = 0.0
         self._scopes: OrderedDict[str, tuple[bool, float]] = OrderedDict()
-
-    @property
-    def ef_runtime(self) -> int:
-        """How many candidates a search of the graph keeps in view."""
-        return _MOST_EF if self._entries is None else ef_runtime(self._entries)
 
     def is_small(self, scope: str) -> bool:
         """Tell whether *scope* had few entries; one that is not known has none yet."""
@@ -78,16 +76,14 @@ class Sizes:
         now_s = self._clock()
         if question is None:
             self._entries, self._asked_s = entries_of(reply), now_s
+            self._is_all_small = self._entries <= small_scope(self._entries)
+            self.ef_runtime = ef_runtime(self._entries)
             return
         # Of many entries, one comes after those that are skipped.
         self._scopes[question] = (isinstance(reply, list) and len(reply) == 1, now_s)
         self._scopes.move_to_end(question)
         if len(self._scopes) > _SCOPES_KEPT:
             self._scopes.popitem(last=False)
-
-    @property
-    def _is_all_small(self) -> bool:
-        return self._entries is not None and self._entries <= small_scope(self._entries)
 
 
 def small_scope(entries: int) -> int:

@@ -23,7 +23,7 @@ its search from a script, which reads what the nearest entry leads to, too.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -289,13 +289,14 @@ class VectorStore:
         """
         tag = scope.encode()
         try:
+            # A count, and then the name and the fields of each row.
             found = [
                 # A row without fields is an entry that expired between the search and the reply;
                 # a row of another scope is what the graph finds where the scope has fewer entries
                 # than asked for.
                 self._candidate(name, row, scope)
-                for name, row in _rows(reply)
-                if row.get(b"scope") == tag and b"distance" in row
+                for name, fields in zip(reply[1::2], reply[2::2], strict=True)
+                if fields and (row := mapping(fields)).get(b"scope") == tag and b"distance" in row
             ]
         except (TypeError, ValueError, AttributeError, LookupError, OverflowError) as error:
             raise StoreUnavailable("a search was answered with something else") from error
@@ -416,14 +417,3 @@ async def forget_gone(connection: Connection, keys: Keys, entries: Iterable[Gone
         connection,
         [((keys.answer(gone.digest), gone.entry_key), (gone.start, last)) for gone in entries],
     )
-
-
-def _rows(reply: Any) -> Iterator[tuple[Any, Mapping[Any, Any]]]:
-    """Yield name and fields of each row of a search, in RESP2 or RESP3."""
-    if isinstance(reply, Mapping):
-        for row in reply[b"results"]:
-            yield row[b"id"], row.get(b"extra_attributes") or {}
-        return
-    # A count, and then the name and the fields of each row.
-    for name, fields in zip(reply[1::2], reply[2::2], strict=True):
-        yield name, mapping(fields or ())

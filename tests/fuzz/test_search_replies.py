@@ -41,32 +41,19 @@ def fields(scope: str, digest: str, at: int, cipher: Cipher | None) -> list[Any]
     return [b"scope", scope.encode(), b"distance", b"0.0%d" % at, b"prompt", prompt]
 
 
-def reply_of(protocol: int, cipher: Cipher | None) -> Any:
+def reply_of(cipher: Cipher | None) -> list[Any]:
     """Return what a search answers: rows of the scope that asks, and of another."""
     names = [KEYS.entry(SPACE, digest).encode() for _, digest in ROWS]
     rows = [fields(*row, at, cipher) for at, row in enumerate(ROWS)]
-    if protocol == 2:
-        return [len(rows), *(part for pair in zip(names, rows, strict=True) for part in pair)]
-    return {
-        b"total_results": len(rows),
-        b"results": [
-            {
-                b"id": name,
-                b"extra_attributes": dict(zip(row[::2], row[1::2], strict=True)),
-                b"values": [],
-            }
-            for name, row in zip(names, rows, strict=True)
-        ],
-        b"warning": [],
-    }
+    return [len(rows), *(part for pair in zip(names, rows, strict=True) for part in pair)]
 
 
-def damaged(draw: random.Random, reply: Any) -> Any:
+def damaged(draw: random.Random, reply: list[Any]) -> Any:
     """Return *reply* broken, its rows as wholes: that a name belongs to the fields behind it is
     what the server says, and nothing else in them would tell.
     """
-    if not isinstance(reply, list) or draw.random() < 0.1:
-        return broken(draw, reply) if isinstance(reply, dict) else draw.choice(JUNK)
+    if draw.random() < 0.1:
+        return draw.choice(JUNK)
     rows: list[Any] = list(zip(reply[1::2], reply[2::2], strict=True))
     at = draw.randrange(len(rows))
     rows[at] = (rows[at][0], broken(draw, rows[at][1]))
@@ -100,11 +87,10 @@ def store(cipher: Cipher | None) -> VectorStore:
     return VectorStore(nowhere, KEYS, space=SPACE, dimensions=4, cipher=cipher)
 
 
-@pytest.mark.parametrize("protocol", [2, 3])
 @pytest.mark.parametrize("count", SIZES)
-async def test_broken_reply_yields_entries_of_the_scope_or_an_error_of_ours(protocol, count):
+async def test_broken_reply_yields_entries_of_the_scope_or_an_error_of_ours(count):
     vector = np.full(4, 0.5, dtype=np.float32)
-    intact, policy = reply_of(protocol, None), ThresholdPolicy(0.5)
+    intact, policy = reply_of(None), ThresholdPolicy(0.5)
     for seed in range(count):
         draw = random.Random(seed)
         vectors = store(None)
@@ -122,7 +108,7 @@ async def test_broken_reply_yields_entries_of_the_scope_or_an_error_of_ours(prot
 
 @pytest.mark.parametrize("count", SIZES)
 async def test_broken_reply_with_an_answer_beside_it_yields_no_other_answer(count):
-    vector, intact = np.full(4, 0.5, dtype=np.float32), reply_of(2, None)
+    vector, intact = np.full(4, 0.5, dtype=np.float32), reply_of(None)
     nowhere = Connection("redis://nowhere", max_connections=1, timeout_s=1)
     exact = ExactStore(nowhere, KEYS, Epochs(nowhere, KEYS), Sliding(nowhere, KEYS, spaces=list))
     stamp = "0" * 32
@@ -149,9 +135,8 @@ async def test_broken_reply_with_an_answer_beside_it_yields_no_other_answer(coun
         assert type(left_ms) is int, seed
 
 
-@pytest.mark.parametrize("protocol", [2, 3])
-async def test_parts_of_one_row_in_another_do_not_pass_where_prompts_are_encrypted(protocol):
-    intact, reader = reply_of(protocol, CIPHER), store(CIPHER)
+async def test_parts_of_one_row_in_another_do_not_pass_where_prompts_are_encrypted():
+    intact, reader = reply_of(CIPHER), store(CIPHER)
     prompts = {digest: f"{PROMPT} {digest}" for _, digest in ROWS}
     for seed in range(5_000):
         draw = random.Random(seed)
@@ -163,12 +148,8 @@ async def test_parts_of_one_row_in_another_do_not_pass_where_prompts_are_encrypt
         assert all(c.prompt == prompts[c.digest] for c in candidates), seed
 
 
-def shuffled(draw: random.Random, reply: Any) -> Any:
-    """Return *reply* with names or fields of its rows exchanged."""
-    return _shuffled_rows(draw, reply) if isinstance(reply, dict) else _shuffled_list(draw, reply)
-
-
-def _shuffled_list(draw: random.Random, reply: list[Any]) -> list[Any]:
+def shuffled(draw: random.Random, reply: list[Any]) -> list[Any]:
+    """Return *reply* with names or fields of two of its rows exchanged."""
     names, rows = list(reply[1::2]), [list(row) for row in reply[2::2]]
     i, j = draw.sample(range(len(rows)), 2)
     if at := draw.choice((0, 1, 3, 5)):
@@ -176,15 +157,3 @@ def _shuffled_list(draw: random.Random, reply: list[Any]) -> list[Any]:
     else:
         names[i], names[j] = names[j], names[i]
     return [reply[0], *(part for pair in zip(names, rows, strict=True) for part in pair)]
-
-
-def _shuffled_rows(draw: random.Random, reply: dict[bytes, Any]) -> dict[bytes, Any]:
-    found = [dict(row[b"extra_attributes"]) for row in reply[b"results"]]
-    rows = [
-        {**row, b"extra_attributes": fields}
-        for row, fields in zip(reply[b"results"], found, strict=True)
-    ]
-    name = draw.choice((b"id", b"scope", b"distance", b"prompt"))
-    one, two = draw.sample(rows if name == b"id" else found, 2)
-    one[name], two[name] = two[name], one[name]
-    return {**reply, b"results": rows}

@@ -239,13 +239,6 @@ def test_row_that_expired_meanwhile_is_no_candidate(reader, reply):
     assert reader._candidates(reply, "s") == []
 
 
-def test_reply_of_resp3_is_read(reader):
-    fields = {b"scope": b"s", b"distance": b"0.25", b"prompt": b"p"}
-    rows = [{b"id": b"n:s:f:{aa}:0", b"extra_attributes": fields, b"values": []}]
-    (candidate,) = reader._candidates({b"total_results": 1, b"results": rows}, "s")
-    assert (candidate.digest, candidate.prompt, candidate.similarity) == ("aa", "p", 0.75)
-
-
 @pytest.mark.parametrize(
     ("key", "distance"),
     [
