@@ -57,6 +57,13 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
+class Bypassed:
+    """That the exact layer was not asked, or did not answer: the model is asked without it."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Streaming:
     """A stream that is under way."""
 

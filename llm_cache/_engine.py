@@ -14,7 +14,7 @@ from llm_cache._call import Call
 from llm_cache._core.encryption import Cipher
 from llm_cache._core.types import Json
 from llm_cache._deadline import now_s
-from llm_cache._ends import Answered, Streaming, Turn, as_follower
+from llm_cache._ends import Answered, Bypassed, Streaming, Turn, as_follower
 from llm_cache._flight import UNDER_WAY, SingleFlight, finish
 from llm_cache._health import Health
 from llm_cache._redis.answers import Answers
@@ -97,14 +97,14 @@ class Engine:
             found = await self._look_on(call, found, produce, budget)
             if isinstance(found, Answered):
                 return found
-            if isinstance(found, str) or not call.terms.is_shared:
+            if isinstance(found, Bypassed) or not call.terms.is_shared:
                 # What is stored may still be to be written down: the caller's is another.
                 return (await self._fill(call, produce, found, budget)).own()
             return await self._shared(call, produce, found, budget)
 
     async def _look_on(
-        self, call: Call, found: Lookup | str, produce: Produce, budget: Budget
-    ) -> Answered | Lookup | str:
+        self, call: Call, found: Lookup | Bypassed, produce: Produce, budget: Budget
+    ) -> Answered | Lookup | Bypassed:
         """Return the answer that is on its way to Redis, or a stale one; else what was found."""
         self._refuse_closed()
         if isinstance(found, Lookup) and self._storing.is_queued(call.digest):
@@ -129,7 +129,7 @@ class Engine:
         self,
         call: Call,
         produce: Produce,
-        found: Lookup | str,
+        found: Lookup | Bypassed,
         budget: Budget,
         *,
         may_wait: bool = True,
@@ -180,7 +180,7 @@ class Engine:
                     choices=choices,
                     wants_usage=wants_usage,
                 )
-                if isinstance(found, str) or not call.terms.is_shared:
+                if isinstance(found, Bypassed) or not call.terms.is_shared:
                     begun = await begin()
                     return begun if isinstance(begun, Answered) else begun.joined()
                 shared = await self._streams.shared(call, found, begin)

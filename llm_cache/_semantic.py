@@ -287,8 +287,7 @@ class SemanticLayer:
             )
             candidates = [near for near in nearest if near.key not in passed_over]
             decision = self.decisions.decide(place.prompt, candidates, tenant_id)
-            served = decision.served
-            hit, gone, passed = await self._first_living(served, asked, accepts, read)
+            hit, gone, passed = await self._first_living(decision.serve(), asked, accepts, read)
             if hit is not None or not (gone or passed):
                 return Finding(decision, hit)
             if gone:

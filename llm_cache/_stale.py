@@ -10,7 +10,7 @@ from llm_cache._budget import Budget
 from llm_cache._call import Call
 from llm_cache._core.policy import is_outage
 from llm_cache._core.types import CacheStatus
-from llm_cache._ends import Answered, Fresh, Turn, exact_end
+from llm_cache._ends import Answered, Bypassed, Fresh, Turn, exact_end
 from llm_cache._health import REDIS
 from llm_cache._redis.exact import ExactStore, Lookup
 from llm_cache._redis.lease import Leases
@@ -47,7 +47,7 @@ class StaleAnswers:
         self._revalidating: set[str] = set()
 
     def while_revalidating(
-        self, call: Call, found: Lookup | str, produce: Produce
+        self, call: Call, found: Lookup | Bypassed, produce: Produce
     ) -> Answered | None:
         """Return the stale answer to serve, if there is one, and ask the model in the background.
 
@@ -63,7 +63,7 @@ class StaleAnswers:
         return stale
 
     async def instead_of(
-        self, error: Exception, call: Call, found: Lookup | str
+        self, error: Exception, call: Call, found: Lookup | Bypassed
     ) -> Answered | None:
         """Return the stale answer to serve where the model failed, if there is one to serve."""
         for_s = self._config.stale_if_error_s if is_outage(error) else 0.0
@@ -80,9 +80,9 @@ class StaleAnswers:
         self._tell(DependencyFailed("upstream", "ask", error))
         return replace(stale, reason="upstream")
 
-    def _stale(self, call: Call, found: Lookup | str, for_s: float) -> Answered | None:
+    def _stale(self, call: Call, found: Lookup | Bypassed, for_s: float) -> Answered | None:
         """Return the end of *call* with what was found, if it turned stale *for_s* ago at most."""
-        if isinstance(found, str) or not for_s or self._config.shadow:
+        if isinstance(found, Bypassed) or not for_s or self._config.shadow:
             return None
         entry = found.entry
         if entry is None or not call.accepts_stale(entry, self._clock(), for_s=for_s):

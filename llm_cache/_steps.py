@@ -19,7 +19,7 @@ from llm_cache._call import Call
 from llm_cache._core.codec import Sealed
 from llm_cache._core.types import CacheStatus, Json
 from llm_cache._deadline import now_s
-from llm_cache._ends import Answered, Fresh, Turn, exact_end, semantic_end
+from llm_cache._ends import Answered, Bypassed, Fresh, Turn, exact_end, semantic_end
 from llm_cache._flight import patiently
 from llm_cache._health import EMBEDDER, REDIS, SEARCH, Health
 from llm_cache._placing import Placing
@@ -79,13 +79,13 @@ class Steps:
 
     # ------------------------------------------------------------------ the exact layer
 
-    async def look_up(self, call: Call, started_s: float) -> Answered | Lookup | str:
-        """Return the exact hit; else what the look-up saw; else why the cache takes no part.
+    async def look_up(self, call: Call, started_s: float) -> Answered | Lookup | Bypassed:
+        """Return the exact hit; else what the look-up saw, or that there was none, and why.
 
         *started_s* is when the call began, by `now_s`.
         """
         if call.terms.bypass is not None:
-            return call.terms.bypass
+            return Bypassed(call.terms.bypass)
         redis, ticket = self._health.redis, None
         try:
             ticket = redis.admit()
@@ -114,7 +114,7 @@ class Steps:
 
     async def look_up_queued(
         self, call: Call, found: Lookup, budget: Budget
-    ) -> Answered | Lookup | str:
+    ) -> Answered | Lookup | Bypassed:
         """Return what `look_up` does, once an answer is stored that was on its way there."""
         try:
             await self._storing.written(call.digest, budget)
@@ -135,10 +135,10 @@ class Steps:
             self.failed(REDIS, "lookup_exact", error)
             return None
 
-    def _without_redis(self, call: Call, error: LLMCacheError) -> str:
+    def _without_redis(self, call: Call, error: LLMCacheError) -> Bypassed:
         # There is no answer in any case: that is what this caller wants to know.
         self.refuse_without_model(call)
-        return self.failed(REDIS, "lookup_exact", error)
+        return Bypassed(self.failed(REDIS, "lookup_exact", error))
 
     def _prolong(self, call: Call, digest: str, entry: Sealed) -> None:
         """Lengthen the life of an answer that slides, which was hit. Costs the caller nothing."""
@@ -147,10 +147,10 @@ class Steps:
 
     # ------------------------------------------------------------------ before the model
 
-    def turn(self, found: Lookup | str) -> Turn:
+    def turn(self, found: Lookup | Bypassed) -> Turn:
         """Return the turn of a call that the exact layer has not answered."""
-        if isinstance(found, str):
-            return Turn(None, self._leases, reason=found, is_told=True)
+        if isinstance(found, Bypassed):
+            return Turn(None, self._leases, reason=found.reason, is_told=True)
         turn = Turn(found.epoch, self._leases)
         if found.corrupt is not None:
             turn.reason, turn.is_told = "corrupt", True

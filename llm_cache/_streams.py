@@ -14,7 +14,7 @@ from llm_cache._budget import Budget
 from llm_cache._call import Call
 from llm_cache._core.policy import Refusal
 from llm_cache._core.stream import Accumulator
-from llm_cache._ends import Answered, Fresh, Streaming, Turn, as_follower
+from llm_cache._ends import Answered, Bypassed, Fresh, Streaming, Turn, as_follower
 from llm_cache._flight import SharedStream, SingleFlight, observe
 from llm_cache._redis.exact import Lookup
 from llm_cache._stale import StaleAnswers
@@ -69,7 +69,7 @@ class Streams:
         self,
         call: Call,
         open_stream: OpenStream,
-        found: Lookup | str,
+        found: Lookup | Bypassed,
         budget: Budget,
         *,
         choices: int,

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from llm_cache._core import guards
 from llm_cache._core.hit_policy import Policy, decide, remembered, remembered_packed
@@ -28,6 +29,8 @@ class Speed:
 
     from_prompts_us: float
     """Where all five have to be read."""
+    to_first_us: float
+    """The same up to the first that may be served, where a hit ends."""
     from_known_us: float
     """Where the candidates were compared with others before."""
     from_signatures_us: float
@@ -39,14 +42,23 @@ def measure(prompts: Sequence[str], policy: Policy) -> Speed:
     guards.prepare()
     kept = [_candidates(prompts, at, packed=False) for at in range(len(prompts))]
     packed = [_candidates(prompts, at, packed=True) for at in range(len(prompts))]
-    times: tuple[list[float], ...] = ([], [], [])
+    ways: tuple[tuple[list[list[Candidate]], bool, bool], ...] = (
+        (kept, False, False),
+        (kept, False, True),
+        (kept, True, False),
+        (packed, False, False),
+    )
+    times: tuple[list[float], ...] = tuple([] for _ in ways)
     for number in range(_ROUNDS):
         at = number % len(prompts)
-        remembered.cache_clear()
-        remembered_packed.cache_clear()
-        for candidates, into in zip((kept[at], kept[at], packed[at]), times, strict=True):
+        for (candidates, are_known, ends_early), into in zip(ways, times, strict=True):
+            decided = partial(decide, prompts[at], candidates[at], policy)
+            remembered.cache_clear()
+            remembered_packed.cache_clear()
+            if are_known:
+                _ = decided().judged
             started = time.perf_counter()
-            decide(prompts[at], candidates, policy)
+            _ = next(decided().serve()) if ends_early else decided().judged
             into.append((time.perf_counter() - started) * 1e6)
     return Speed(*map(statistics.median, times))
 

@@ -63,18 +63,51 @@ class Judged(NamedTuple):
         return is_near and self.verdict is not Verdict.SERVE
 
 
-@dataclass(frozen=True, slots=True)
 class Decision:
-    """What a policy says of the nearest candidates, in their order."""
+    """What a policy says of the nearest candidates, in their order.
 
-    judged: tuple[Judged, ...]
-    is_certified: bool
-    """Whether something was shown of the policy, rather than assumed."""
+    Args:
+        judging: Yields it, worked out as it is asked for.
+        is_certified: Whether something was shown of the policy, rather than assumed.
+    """
+
+    __slots__ = ("_judged", "_judging", "is_certified")
+
+    def __init__(self, judging: Iterator[Judged], *, is_certified: bool) -> None:
+        self._judging = judging
+        self._judged: list[Judged] = []
+        self.is_certified = is_certified
+
+    @property
+    def judged(self) -> tuple[Judged, ...]:
+        """What it says of all of them."""
+        self._judged += self._judging
+        return tuple(self._judged)
 
     @property
     def served(self) -> tuple[Candidate, ...]:
         """The candidates that may be served, the best first."""
-        return tuple(j.candidate for j in self.judged if j.verdict is Verdict.SERVE)
+        return tuple(self.serve())
+
+    def serve(self) -> Iterator[Candidate]:
+        """Yield the candidates that may be served, the best first.
+
+        What stands behind the one that is taken is never judged, unless somebody asks for that:
+        to read its words is most of what a decision costs.
+        """
+        at = 0
+        while at < len(self._judged) or self._judge_on():
+            judged = self._judged[at]
+            if judged.verdict is Verdict.SERVE:
+                yield judged.candidate
+            at += 1
+
+    def _judge_on(self) -> bool:
+        """Judge the next, if there is one."""
+        said = next(self._judging, None)
+        if said is not None:
+            self._judged.append(said)
+        return said is not None
 
     @property
     def to_verify(self) -> Candidate | None:
@@ -139,14 +172,15 @@ class Policy(Protocol):
 
 
 def decide(prompt: str, candidates: Sequence[Candidate], policy: Policy) -> Decision:
-    """Return what *policy* says of all *candidates* for *prompt*. Never raises.
+    """Return what *policy* says of *candidates* for *prompt*. Never raises.
 
     No I/O; about 0.1 ms for four one-line questions, most of it reading their words.
     """
-    return Decision(tuple(judge_each(prompt, candidates, policy)), policy.is_certified)
+    judging = _judge_each(prompt, candidates, policy)
+    return Decision(judging, is_certified=policy.is_certified)
 
 
-def judge_each(prompt: str, candidates: Sequence[Candidate], policy: Policy) -> Iterator[Judged]:
+def _judge_each(prompt: str, candidates: Sequence[Candidate], policy: Policy) -> Iterator[Judged]:
     """Yield what *policy* says of each candidate, nearest first, worked out as it is asked for.
 
     Never raises: whatever fails is refused.

@@ -10,6 +10,7 @@ from llm_cache._core import guards
 from llm_cache._core.hit_policy import (
     FEATURES,
     CalibratedPolicy,
+    Judgement,
     Neighbourhood,
     Policy,
     ThresholdPolicy,
@@ -188,6 +189,35 @@ def test_only_a_calibrated_policy_is_certified():
     decision = decide(ASKED, [candidate(0.9)], ThresholdPolicy(0.85))
     assert not decision.is_certified
     assert decision.judged[0].verdict is Verdict.SERVE
+
+
+class Listening:
+    """A threshold of 0.85 that keeps the similarities which it was asked about."""
+
+    is_certified = False
+
+    def __init__(self) -> None:
+        self.asked: list[float] = []
+
+    def judge(self, similarity: float, *about: Any) -> Judgement:
+        self.asked.append(similarity)
+        return ThresholdPolicy(0.85).judge(similarity, *about)
+
+
+def test_what_is_behind_the_one_that_is_taken_is_judged_when_it_is_asked_for():
+    policy = Listening()
+    trap = candidate(0.95, "How do I reset my password in 2 days?", digest="trap")
+    near = [trap, candidate(0.9), candidate(0.88, digest="b"), candidate(0.5, digest="c")]
+    decision = decide(ASKED, near, policy)
+    assert policy.asked == []
+
+    serving = decision.serve()
+    assert next(serving).digest == "a"
+    assert policy.asked == [0.95, 0.9]
+    assert [judged.candidate.digest for judged in decision.judged] == ["trap", "a", "b", "c"]
+    assert [c.digest for c in serving] == ["b"]
+    assert [c.digest for c in decision.served] == ["a", "b"]
+    assert policy.asked == [0.95, 0.9, 0.88, 0.5]
 
 
 # -- near misses, and the band below a calibrated policy

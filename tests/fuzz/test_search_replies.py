@@ -103,7 +103,7 @@ async def test_broken_reply_yields_entries_of_the_scope_or_an_error_of_ours(coun
         assert {c.digest for c in candidates} <= MINE, seed
         assert all(isfinite(c.similarity) and c.similarity <= 1.01 for c in candidates), seed
         assert len(candidates) <= 4, seed
-        decide(PROMPT, candidates, policy)
+        assert len(decide(PROMPT, candidates, policy).judged) == len(candidates), seed
 
 
 @pytest.mark.parametrize("count", SIZES)
