@@ -133,11 +133,11 @@ async def _neighbours(
     neighbours: list[Neighbour] = []
     candidates = await semantic.nearest(place)
     decision = semantic.decisions.decide(place.prompt, candidates, call.terms.tenant_id)
-    for judged in decision.judged:
+    for judged in decision:
         candidate, verdict = judged.candidate, judged.reason
         if candidate == decision.to_verify:
             verdict = f"to be verified: {verdict}"
-        if candidate in decision.served:
+        if judged.is_served:
             found, left_ms = await exact.lookup_for(
                 call.digest, candidate.digest, candidate.prompt or None, semantic.vectors.line
             )

@@ -133,7 +133,7 @@ class Scrutiny:
         outcome = shadow.outcome(finding.decision, agrees=agrees)
         self._tell(DecisionCompared(outcome, call.terms.model))
         label = "same" if agrees else "different"
-        judged = next(j for j in finding.decision.judged if j.candidate == hit.candidate)
+        judged = next(j for j in finding.decision if j.candidate == hit.candidate)
         self._offer(call, place, judged, finding.hit, label=label)
 
     # ------------------------------------------------------------------ review
@@ -142,7 +142,7 @@ class Scrutiny:
         """Offer for review the *hit* that is served; without one, the nearest near miss."""
         if not self._config.review_sample_rate:
             return
-        for judged in finding.decision.judged:
+        for judged in finding.decision:
             if judged.candidate == hit.candidate if hit else judged.is_near_miss:
                 self._offer(call, place, judged, hit)
                 return

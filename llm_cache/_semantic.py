@@ -209,6 +209,7 @@ class SemanticLayer:
         return self._threshold if isolated is None else min(self._threshold, isolated)
 
     def _check_thresholds(self) -> None:
+        check_threshold(self._threshold, "similarity_threshold of the embedder")
         if self._isolated_threshold is not None:
             check_threshold(self._isolated_threshold, "isolated_threshold of the embedder")
         verify_from = self._config.verify_from

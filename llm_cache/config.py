@@ -9,6 +9,8 @@ from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import nan
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -339,11 +341,12 @@ def check_threshold(value: object, name: str) -> float:
     Raises:
         ConfigurationError: it is not a number from 0 to 1.
     """
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else nan
+    if not 0 <= number <= 1:
         raise ConfigurationError(
             f"{name} is a cosine similarity from 0 to 1, higher is stricter; got {value!r}"
         )
-    return float(value)
+    return number
 
 
 def redis_url_from_env() -> str:

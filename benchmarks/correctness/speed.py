@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from llm_cache._core import guards
-from llm_cache._core.hit_policy import Policy, decide, remembered, remembered_packed
+from llm_cache._core.hit_policy import Decision, Policy, decide, remembered, remembered_packed
 from llm_cache._core.types import Candidate
 
 SIMILAR = (
@@ -42,25 +41,28 @@ def measure(prompts: Sequence[str], policy: Policy) -> Speed:
     guards.prepare()
     kept = [_candidates(prompts, at, packed=False) for at in range(len(prompts))]
     packed = [_candidates(prompts, at, packed=True) for at in range(len(prompts))]
-    ways: tuple[tuple[list[list[Candidate]], bool, bool], ...] = (
-        (kept, False, False),
-        (kept, False, True),
-        (kept, True, False),
-        (packed, False, False),
-    )
-    times: tuple[list[float], ...] = tuple([] for _ in ways)
+    ways: dict[str, tuple[Sequence[Sequence[Candidate]], Callable[[Decision], object]]] = {
+        "from_prompts_us": (kept, tuple),
+        "to_first_us": (kept, _first_served),
+        "from_known_us": (kept, tuple),
+        "from_signatures_us": (packed, tuple),
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(_ROUNDS):
         at = number % len(prompts)
-        for (candidates, are_known, ends_early), into in zip(ways, times, strict=True):
-            decided = partial(decide, prompts[at], candidates[at], policy)
+        for name, (candidates, look_at) in ways.items():
             remembered.cache_clear()
             remembered_packed.cache_clear()
-            if are_known:
-                _ = decided().judged
+            if name == "from_known_us":
+                tuple(decide(prompts[at], candidates[at], policy))
             started = time.perf_counter()
-            _ = next(decided().serve()) if ends_early else decided().judged
-            into.append((time.perf_counter() - started) * 1e6)
-    return Speed(*map(statistics.median, times))
+            look_at(decide(prompts[at], candidates[at], policy))
+            times[name].append((time.perf_counter() - started) * 1e6)
+    return Speed(**{name: statistics.median(values) for name, values in times.items()})
+
+
+def _first_served(decision: Decision) -> object:
+    return next(decision.serve(), None)
 
 
 def _candidates(prompts: Sequence[str], at: int, *, packed: bool) -> list[Candidate]:

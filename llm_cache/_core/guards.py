@@ -106,11 +106,11 @@ def _relatives(word: str) -> Iterator[str]:
 
 
 def _first_objection(new: Signature, cached: Signature, difference: _Difference) -> str | None:
-    are_read_alike = new.unread == cached.unread
-    if are_read_alike and new.tokens == cached.tokens:
+    if new.tokens == cached.tokens and new.unread == cached.unread:
         return None
-    are_read_alike = are_read_alike and new.language == cached.language
-    for name, objects in _GUARDS_OF_WORDS if are_read_alike else _GUARDS:
+    if (unread := _unread_apart(new, cached)) is not None:
+        return unread
+    for name, objects in _GUARDS:
         if objects(new, cached, difference):
             return name
     if _substituted(new, cached, difference):
@@ -176,20 +176,20 @@ def _spelled_out(
 # -- what was not read
 
 
-def _length(new: Signature, cached: Signature, _: _Difference) -> bool:
-    return new.rest != cached.rest
+_UNREAD: Final = ("length", "language", "code", "symbols")
 
 
-def _code(new: Signature, cached: Signature, _: _Difference) -> bool:
-    return new.code != cached.code
-
-
-def _symbols(new: Signature, cached: Signature, _: _Difference) -> bool:
-    return new.symbols != cached.symbols
-
-
-def _language(new: Signature, cached: Signature, _: _Difference) -> bool:
-    return new.language != cached.language
+def _unread_apart(new: Signature, cached: Signature) -> str | None:
+    """Return the first of `_UNREAD` in which they differ."""
+    if new.rest != cached.rest:
+        return "length"
+    if new.language != cached.language:
+        return "language"
+    if new.code != cached.code:
+        return "code"
+    if new.symbols != cached.symbols:
+        return "symbols"
+    return None
 
 
 # -- numbers, times, units
@@ -279,7 +279,7 @@ _PREFIX_SIZES: Final = tuple(sorted({len(prefix) for prefix in _INSTEAD}))
 _SUFFIXES: Final = ("ful", "les")
 
 
-def _antonyms(_: Signature, __: Signature, difference: _Difference) -> bool:
+def _antonyms(_new: Signature, _cached: Signature, difference: _Difference) -> bool:
     new, cached, lists = difference.new, difference.cached, difference.lists
     if not new or not cached:
         return False
@@ -379,9 +379,9 @@ def _objects_exchanged(new: Signature, cached: Signature, lists: Lexicon) -> boo
     """Whether a preposition governs two words of both prompts the other way round."""
     directed = lists.directed
     for role, word in new.roles - cached.roles:
-        if role in directed and word in cached.tokens:
+        if role in directed and word in cached.words:
             for other, object_ in cached.roles - new.roles:
-                if other == role and object_ in new.tokens:
+                if other == role and object_ in new.words:
                     return True
     return False
 
@@ -425,10 +425,10 @@ def _crossed(a: list[str], b: list[str], free: set[str]) -> bool:
 def _passive(new: Signature, cached: Signature) -> bool:
     """Whether *new* says in the passive what *cached* says in the active, in the same order."""
     return (
-        "BY" in new.tokens
-        and "BY" not in cached.tokens
-        and not _PASSIVE.isdisjoint(new.tokens)
-        and not _ACTIVE.isdisjoint(cached.tokens)
+        "BY" in new.words
+        and "BY" not in cached.words
+        and not _PASSIVE.isdisjoint(new.words)
+        and not _ACTIVE.isdisjoint(cached.words)
         and _meaningful(new) == _meaningful(cached)
     )
 
@@ -540,7 +540,9 @@ def _substituted(new: Signature, cached: Signature, difference: _Difference) -> 
 _CONSTRAINT: Final = "constraint"
 _RELATION: Final = "relation"
 _Guard = Callable[[Signature, Signature, _Difference], bool]
-_GUARDS_OF_WORDS: Final[tuple[tuple[str, _Guard], ...]] = (
+# In the order in which they are asked, the most telling reason first: behind what was not read,
+# and before `_substituted`.
+_GUARDS: Final[tuple[tuple[str, _Guard], ...]] = (
     ("numbers", _numbers),
     ("negation", _negation),
     ("antonyms", _antonyms),
@@ -549,16 +551,8 @@ _GUARDS_OF_WORDS: Final[tuple[tuple[str, _Guard], ...]] = (
     (_CONSTRAINT, _constraint),
     (_RELATION, _asks),
 )
-# In the order in which they are asked, the most telling reason first; last comes `_substituted`.
-_GUARDS: Final[tuple[tuple[str, _Guard], ...]] = (
-    ("length", _length),
-    ("language", _language),
-    ("code", _code),
-    ("symbols", _symbols),
-    *_GUARDS_OF_WORDS,
-)
 VERSION: Final = 2
 """Grows when guards object to other pairs than before: policies that weigh them are then void."""
 
-REASONS: Final = tuple(dict.fromkeys(name for name, _ in _GUARDS))
+REASONS: Final = (*_UNREAD, *dict.fromkeys(name for name, _ in _GUARDS))
 """The names of all guards."""

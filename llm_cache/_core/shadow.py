@@ -28,14 +28,13 @@ def compared(decision: Decision) -> Candidate | None:
 
     The one that would be served, else the nearest; `None` where there is nothing to compare.
     """
-    if decision.served:
-        return decision.served[0]
-    return decision.judged[0].candidate if decision.judged else None
+    nearest = next((judged.candidate for judged in decision), None)
+    return next(decision.serve(), nearest)
 
 
 def outcome(decision: Decision, *, agrees: bool) -> Shadow:
     """Return what *decision* was worth, given whether the answers of `compared` agree."""
-    if decision.served:
+    if next(decision.serve(), None) is not None:
         return Shadow.RIGHT_HIT if agrees else Shadow.WRONG_HIT
     return Shadow.MISSED_HIT if agrees else Shadow.RIGHT_MISS
 

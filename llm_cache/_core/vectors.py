@@ -17,8 +17,6 @@ from llm_cache.errors import InvalidEmbedding
 Vector = NDArray[np.float32]
 
 _LEAST_NORM = 1e-6
-_MOST_NORM = 1e19
-"""What is longer has a square that no float32 can hold."""
 
 
 def check_vectors(vectors: Any, *, count: int, dimensions: int | None, model_id: str) -> Vector:
@@ -43,7 +41,9 @@ def check_vectors(vectors: Any, *, count: int, dimensions: int | None, model_id:
             f"embedder {model_id!r} must answer an array of numbers, one row a text;"
             f" got {type(vectors).__name__} of {given.dtype}"
         )
-    rows = given.astype(np.float32, copy=False)
+    # What is too large becomes infinite, and is refused below.
+    with np.errstate(over="ignore"):
+        rows = given.astype(np.float32, copy=False)
     if rows.ndim != 2 or rows.shape[0] != count or rows.shape[1] == 0:
         raise InvalidEmbedding(
             f"embedder {model_id!r} must answer one vector a text: expected {count} row(s) of"
@@ -73,19 +73,26 @@ def check_vector(values: Sequence[float], *, dimensions: int, model_id: str) -> 
     A list of floats, as most callers have it, takes half the time: numpy would walk over it once
     to see what it holds, and once more to take it in.
     """
-    if type(values) is list and len(values) == dimensions and isinstance(values[0], float):
-        try:
-            row = np.frombuffer(struct.pack(f"{dimensions}f", *values), np.float32)
-        except (struct.error, OverflowError):
-            pass  # something else is among them
-        else:
-            norm = math.hypot(*values)
-            if _LEAST_NORM <= norm <= _MOST_NORM:
-                unit: Vector = row / norm
-                return unit
+    row = _row(values) if type(values) is list and len(values) == dimensions else None
+    if row is not None:
+        norm = math.sqrt(np.einsum("i,i->", row, row))
+        if _LEAST_NORM <= norm < math.inf:
+            unit: Vector = row / norm
+            return unit
+    # Which says what is wrong.
     checked: Vector
     (checked,) = check_vectors([values], count=1, dimensions=dimensions, model_id=model_id)
     return checked
+
+
+def _row(values: list[float]) -> Vector | None:
+    """Return *values* as float32, if they are floats, or what adds up with them to a float."""
+    try:
+        if type(sum(values)) is not float:
+            return None
+        return np.frombuffer(struct.pack(f"{len(values)}f", *values), np.float32)
+    except (TypeError, OverflowError, struct.error):
+        return None
 
 
 def salted_blob(vector: Vector, scope: str) -> bytes:

@@ -75,9 +75,10 @@ class Sizes:
         """
         now_s = self._clock()
         if question is None:
-            self._entries, self._asked_s = entries_of(reply), now_s
-            self._is_all_small = self._entries <= small_scope(self._entries)
-            self.ef_runtime = ef_runtime(self._entries)
+            entries = entries_of(reply)
+            self._is_all_small = entries <= small_scope(entries)
+            self.ef_runtime = ef_runtime(entries)
+            self._entries, self._asked_s = entries, now_s
             return
         # Of many entries, one comes after those that are skipped.
         self._scopes[question] = (isinstance(reply, list) and len(reply) == 1, now_s)
@@ -112,6 +113,13 @@ def entries_of(info: Any) -> int:
         StoreUnavailable: it is no such reply.
     """
     try:
-        return int(mapping(info)[b"num_docs"])
+        entries = int(mapping(info)[b"num_docs"])
     except (TypeError, ValueError, LookupError) as error:
-        raise StoreUnavailable("FT.INFO was answered with something else") from error
+        raise _no_info() from error
+    if entries < 0:
+        raise _no_info()
+    return entries
+
+
+def _no_info() -> StoreUnavailable:
+    return StoreUnavailable("FT.INFO was answered with something else")

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from importlib.resources import files
 
+import numpy as np
 import pytest
 
 from llm_cache import LocalEmbedder
@@ -233,11 +234,19 @@ async def test_with_a_rival_near_it_needs_as_much_as_any(make_cache):
     assert await cache.lookup_semantic(REPHRASED) is None
 
 
-def test_an_isolated_threshold_that_is_none_is_refused(make_cache):
+@pytest.mark.parametrize("name", ["similarity_threshold", "isolated_threshold"])
+@pytest.mark.parametrize("threshold", [75, -0.1, float("nan"), "0.8", True])
+def test_a_threshold_of_an_embedder_that_is_none_is_refused(make_cache, name, threshold):
     embedder = Isolating()
-    embedder.isolated_threshold = 75
-    with pytest.raises(ConfigurationError, match="isolated_threshold"):
+    setattr(embedder, name, threshold)
+    with pytest.raises(ConfigurationError, match=name):
         make_cache(embedder=embedder)
+
+
+def test_a_threshold_of_an_embedder_may_be_any_real_number(make_cache):
+    embedder = Isolating()
+    embedder.similarity_threshold = np.float32(0.9)  # type: ignore[assignment]
+    make_cache(embedder=embedder)
 
 
 async def test_an_faq_asked_once_in_each_wording_is_answered_without_a_wrong_hit(make_cache):

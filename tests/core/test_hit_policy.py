@@ -55,6 +55,12 @@ def test_an_identical_vector_may_come_back_a_little_off():
     assert served([candidate(0.9996)], ThresholdPolicy(1.0)) == []
 
 
+@pytest.mark.parametrize("threshold", [0.85, float("nan")])
+def test_what_is_no_number_is_not_enough(threshold):
+    assert served([candidate(float("nan"))], ThresholdPolicy(threshold)) == []
+    assert served([candidate(0.9)], ThresholdPolicy(float("nan"))) == []
+
+
 def test_a_vetoed_candidate_leaves_the_next_its_chance():
     trap = candidate(0.95, "How do I reset my password in 2 days?")
     assert served([trap, candidate(0.9, digest="b")], ThresholdPolicy(0.85)) == ["b"]

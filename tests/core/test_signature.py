@@ -1,6 +1,7 @@
 """What the guards keep of a prompt where its text is not kept."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_cache._core.guards import analyse, compare, objection, pack, unpack
-from llm_cache._core.signature import SIGNATURE_BYTES
+from llm_cache._core.signature import SIGNATURE_BYTES, translated
 
 DATA = Path(__file__).parent.parent / "data"
 
@@ -150,3 +151,20 @@ def test_guards_read_each_language_with_its_own_lists(a, b, reason):
 def test_languages_are_told_by_their_commonest_words(prompt, language):
     assert analyse(prompt).language == language
     assert analyse(prompt).is_listed == (language == "en")
+
+
+def test_all_fields_but_the_words_survive_a_translation():
+    signature = analyse("Who isn't in `x` before 1990? → 5", most_tokens=6)
+    assert signature.rest
+    assert signature.code
+    assert signature.symbols
+    assert translated(signature, {}) == signature
+    other = translated(signature, {"<1990": "<2", "x": "y"})
+    assert (other.numbers, other.tokens[-2:]) == (("<2",), ("BEFORE", "#1990"))
+    assert other == replace(
+        signature,
+        tokens=other.tokens,
+        words=frozenset(other.tokens),
+        numbers=other.numbers,
+        roles=other.roles,
+    )

@@ -1,7 +1,9 @@
+from decimal import Decimal
+
 import numpy as np
 import pytest
 
-from llm_cache._core.vectors import check_vectors, salted_blob
+from llm_cache._core.vectors import check_vector, check_vectors, salted_blob
 from llm_cache.errors import InvalidEmbedding
 
 SIGNS = [1.0, -1.0, -1.0, -1.0, 1.0, -1.0, 1.0, 1.0]
@@ -9,6 +11,10 @@ SIGNS = [1.0, -1.0, -1.0, -1.0, 1.0, -1.0, 1.0, 1.0]
 
 def check(vectors: object, count: int = 1, dimensions: int | None = 3) -> np.ndarray:
     return check_vectors(vectors, count=count, dimensions=dimensions, model_id="e")
+
+
+def check_one(values: object) -> np.ndarray:
+    return check_vector(values, dimensions=3, model_id="e")  # type: ignore[arg-type]
 
 
 def stored(vector: np.ndarray, scope: str) -> np.ndarray:
@@ -46,6 +52,53 @@ def test_any_matrix_of_numbers_becomes_unit_rows(given):
 def test_unusable_vectors_are_refused(given, says):
     with pytest.raises(InvalidEmbedding, match=says):
         check(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ([1.0, 2.0], "2 dimensions instead of 3"),
+        ([], "shape"),
+        ([1.0, float("nan"), 3.0], "NaN"),
+        ([1.0, float("inf"), 3.0], "NaN, infinite"),
+        ([1e30, 1.0, 1.0], "huge"),
+        ([1e39, 1.0, 1.0], "huge"),
+        ([0.0, 0.0, 0.0], "zeros"),
+        ([1e-9, 0.0, 0.0], "zeros"),
+        ([0.5, 10**400, 0.5], "array of numbers"),
+        ([0.5, 1j, 0.5], "array of numbers.*complex"),
+        ([0.5, np.complex128(1j), 0.5], "array of numbers.*complex"),
+        ([0.5, Decimal("0.5"), 0.5], "array of numbers"),
+        ([0.5, "0.5", 0.5], "array of numbers"),
+        ([0.5, None, 0.5], "array of numbers"),
+        ([True, False, True], "array of numbers.*bool"),
+        ([[0.5], [0.5], [0.5]], "shape"),
+        (0.5, "shape"),
+    ],
+)
+def test_one_unusable_vector_is_refused_as_it_is_among_many(given, says):
+    with pytest.raises(InvalidEmbedding, match=says):
+        check_one(given)
+    with pytest.raises(InvalidEmbedding, match=says):
+        check([given])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [3.0, 0.0, 4.0],
+        [3, 0, 4],
+        [3.0, 0, np.float32(4)],
+        (3.0, 0.0, 4.0),
+        np.array([3, 0, 4]),
+        np.array([3.0, 0.0, 4.0, 9.0])[:3],
+    ],
+)
+def test_one_vector_is_what_it_is_among_many(given):
+    unit = check_one(given)
+    assert unit.dtype == np.float32
+    np.testing.assert_allclose(unit, [0.6, 0, 0.8], rtol=1e-6)
+    np.testing.assert_allclose(unit, check([given])[0], rtol=1e-6)
 
 
 def test_any_length_is_taken_where_none_is_known():

@@ -26,7 +26,7 @@ SIZES = [
     pytest.param(5_000, id="quick"),
     pytest.param(50_000, id="full", marks=[pytest.mark.heavy, pytest.mark.timeout(3600)]),
 ]
-"""Replies of each shape: 100,000 together when in full."""
+"""Replies, without an answer beside them and with one: 100,000 together when in full."""
 CIPHER = Cipher([bytes(32)], namespace="n")
 KEYS, SPACE, SCOPE = Keys("n"), "space", "mine"
 PROMPT = "How do I reset my password?"
