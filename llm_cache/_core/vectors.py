@@ -17,6 +17,8 @@ from llm_cache.errors import InvalidEmbedding
 Vector = NDArray[np.float32]
 
 _LEAST_NORM = 1e-6
+_MOST_NORM = math.sqrt(np.finfo(np.float32).max)
+"""A longer vector has a square that no float32 holds."""
 
 
 def check_vectors(vectors: Any, *, count: int, dimensions: int | None, model_id: str) -> Vector:
@@ -75,8 +77,8 @@ def check_vector(values: Sequence[float], *, dimensions: int, model_id: str) -> 
     """
     row = _row(values) if type(values) is list and len(values) == dimensions else None
     if row is not None:
-        norm = math.sqrt(np.einsum("i,i->", row, row))
-        if _LEAST_NORM <= norm < math.inf:
+        norm = math.hypot(*values)
+        if _LEAST_NORM <= norm <= _MOST_NORM:
             unit: Vector = row / norm
             return unit
     # Which says what is wrong.
