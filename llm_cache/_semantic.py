@@ -92,6 +92,8 @@ class SemanticLayer:
         self._tell = tell
         self._vectors: VectorStore | ShardedVectors | None = None
         self._decisions: Decisions | None = None
+        self._least_similarity = 1.0
+        """What the answer of the nearest is fetched from, beside the search."""
         # A caller waits for no longer than it may; the index is there for the next one.
         self._opening = SharedRun(self._open, name="llm_cache.open.semantic", keeps_on=True)
         self._check_thresholds()
@@ -175,12 +177,14 @@ class SemanticLayer:
         from llm_cache._decisions import Decisions
         from llm_cache._redis.policies import PolicyStore
 
+        isolated = self._isolated_threshold
+        self._least_similarity = min(self._threshold, 1.0 if isolated is None else isolated)
         decisions = Decisions(
             PolicyStore(self._connection, self._keys, space=space),
             ThresholdPolicy(
                 self._threshold,
                 is_guarded=self._config.guards,
-                isolated_threshold=self._isolated_threshold,
+                isolated_threshold=isolated,
                 verify_from=self._config.verify_from,
             ),
             tell=self._tell,
@@ -201,12 +205,6 @@ class SemanticLayer:
             return None
         isolated: float | None = getattr(self._embedder, "isolated_threshold", None)
         return isolated
-
-    @property
-    def _least_similarity(self) -> float:
-        """What the answer of the nearest is fetched from, beside the search."""
-        isolated = self._isolated_threshold
-        return self._threshold if isolated is None else min(self._threshold, isolated)
 
     def _check_thresholds(self) -> None:
         check_threshold(self._threshold, "similarity_threshold of the embedder")

@@ -984,7 +984,8 @@ class LLMCache:
 
     def _plan_given(self, prompt: Prompt, arguments: dict[str, Any]) -> tuple[Call, RequestOf]:
         """Return the call of whoever takes the arguments of `chat`, all in one."""
-        options = {name: arguments.pop(name) for name in CHAT_OPTIONS & arguments.keys()}
+        given = CHAT_OPTIONS & arguments.keys() if arguments else ()
+        options = {name: arguments.pop(name) for name in given}
         return self._plan(prompt, options, arguments, self._upstream)
 
     async def _place(

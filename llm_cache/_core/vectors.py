@@ -16,6 +16,7 @@ from llm_cache.errors import InvalidEmbedding
 
 Vector = NDArray[np.float32]
 
+_HALF, _BITS = np.dtype("<f2"), np.dtype("<u2")
 _LEAST_NORM = 1e-6
 _MOST_NORM = math.sqrt(np.finfo(np.float32).max)
 """A longer vector has a square that no float32 holds."""
@@ -110,7 +111,7 @@ def salted_blob(vector: Vector, scope: str) -> bytes:
     scopes have in common leads a search to the right region, and the rest of it to the right
     scope.
     """
-    halves = vector.astype("<f2").view("<u2")
+    halves = vector.astype(_HALF).view(_BITS)
     turned: bytes = np.bitwise_xor(halves, _sign_bits(scope, vector.shape[0])).tobytes()
     return turned
 
@@ -119,7 +120,7 @@ def salted_blob(vector: Vector, scope: str) -> bytes:
 def _sign_bits(scope: str, dimensions: int) -> NDArray[np.uint16]:
     """Return, for each coordinate, the sign bit of a half to flip, or 0 to leave it."""
     bits = np.frombuffer(shake_256(scope.encode()).digest((dimensions + 7) // 8), dtype=np.uint8)
-    signs = np.unpackbits(bits, count=dimensions).astype("<u2")
+    signs = np.unpackbits(bits, count=dimensions).astype(_BITS)
     signs[::4] = 0
     flips: NDArray[np.uint16] = np.left_shift(signs, 15)
     return flips

@@ -44,10 +44,16 @@ _TURN_S = 0.001
 
 @dataclass(slots=True, eq=False)
 class _Turn:
-    """What one caller has sent together, and who waits for it."""
+    """What one caller sends together."""
 
     commands: Sequence[Command]
     name: bytes
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting(_Turn):
+    """What has to wait for others, and who waits for it."""
+
     future: asyncio.Future[list[Any]]
     was_lost: bool = False
     """Whether a connection was lost with it once."""
@@ -81,8 +87,8 @@ class Line:
     ) -> None:
         self._connection = connection
         self._most = on_their_way
-        self._waiting: deque[_Turn] = deque()
-        self._sent: deque[_Turn] = deque()
+        self._waiting: deque[_Waiting] = deque()
+        self._sent: deque[_Waiting] = deque()
         self._link = Link(connection, lane)
         self._serving: asyncio.Task[None] | None = None
         # What else a reply may hold is no such name.
@@ -113,11 +119,13 @@ class Line:
 
     async def replies(self, commands: Sequence[Command]) -> list[Any]:
         """Do what `execute_all` does, with what was refused among the answers as its error."""
-        # Everybody waits for a future of his own, so that one who leaves takes nobody along.
-        turn = _Turn(commands, next(self._names), asyncio.get_running_loop().create_future())
+        name = next(self._names)
         if self._is_busy:
-            self._waiting.append(turn)
-            return await self._connection.run(turn.future)
+            # Everybody waits for a future of his own, so that one who leaves takes nobody along.
+            waiting = _Waiting(commands, name, asyncio.get_running_loop().create_future())
+            self._waiting.append(waiting)
+            return await self._connection.run(waiting.future)
+        turn = _Turn(commands, name)
         self._is_busy = True
         try:
             # Sent before anything else is done: the server is at it while the time is taken.
@@ -175,7 +183,7 @@ class Line:
             raise
         self._sent.popleft().end(answers)
 
-    def _next(self) -> Iterator[_Turn]:
+    def _next(self) -> Iterator[_Waiting]:
         most = enough_on_their_way() if self._most is None else self._most
         room = most - len(self._sent)
         while self._waiting and room > 0:

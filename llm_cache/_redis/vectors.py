@@ -156,6 +156,7 @@ class VectorStore:
         # On a cluster the epoch has a server of its own. A search that is spread over several
         # servers cannot be made from a script.
         self._may_read_along = not connection.is_cluster
+        self._read_along, self._answer_prefix = (keys.epoch, keys.rejected), keys.answer_prefix
         self.line = Line(connection, lane)
         """Carries the searches; what they lead to may be fetched over it. Replies are RESP2."""
 
@@ -199,11 +200,10 @@ class VectorStore:
         if not self._may_read_along:
             return await self.nearest(scope, vector, limit=limit), None
         _, *search = await self._search(scope, vector, limit)
-        about = (asked, self._keys.answer_prefix, 1 - least_similarity, scope)
+        about = (asked, self._answer_prefix, 1 - least_similarity, scope)
         ask = partial(self._count, self._sizes.due(scope))
         try:
-            keys = (self._keys.epoch, self._keys.rejected)
-            reply = await _SEARCH.run(ask, keys, (*about, *search))
+            reply = await _SEARCH.run(ask, self._read_along, (*about, *search))
         except StoreUnavailable as error:
             if not isinstance(error.__cause__, ResponseError):
                 raise
