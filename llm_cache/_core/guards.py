@@ -110,9 +110,9 @@ def _first_objection(new: Signature, cached: Signature, difference: _Difference)
         return None
     if (unread := _unread_apart(new, cached)) is not None:
         return unread
-    for name, objects in _GUARDS:
+    for objects in _GUARDS:
         if objects(new, cached, difference):
-            return name
+            return _GUARDS[objects]
     if _substituted(new, cached, difference):
         return _CONSTRAINT if _governed(new, cached, difference) else _RELATION
     return None
@@ -542,17 +542,17 @@ _RELATION: Final = "relation"
 _Guard = Callable[[Signature, Signature, _Difference], bool]
 # In the order in which they are asked, the most telling reason first: behind what was not read,
 # and before `_substituted`.
-_GUARDS: Final[tuple[tuple[str, _Guard], ...]] = (
-    ("numbers", _numbers),
-    ("negation", _negation),
-    ("antonyms", _antonyms),
-    ("names", _names),
-    ("order", _order),
-    (_CONSTRAINT, _constraint),
-    (_RELATION, _asks),
-)
+_GUARDS: Final[dict[_Guard, str]] = {
+    _numbers: "numbers",
+    _negation: "negation",
+    _antonyms: "antonyms",
+    _names: "names",
+    _order: "order",
+    _constraint: _CONSTRAINT,
+    _asks: _RELATION,
+}
 VERSION: Final = 2
 """Grows when guards object to other pairs than before: policies that weigh them are then void."""
 
-REASONS: Final = (*_UNREAD, *dict.fromkeys(name for name, _ in _GUARDS))
+REASONS: Final = (*_UNREAD, *_GUARDS.values())
 """The names of all guards."""

@@ -160,6 +160,8 @@ class Judgement(NamedTuple):
     shortfall: float | None = None
 
 
+_SERVED: Final = Judgement(Verdict.SERVE)
+
 Words = Callable[[], guards.Comparison]
 """Says what the words of the two prompts say; worked out when first asked for."""
 
@@ -273,7 +275,7 @@ class ThresholdPolicy:
             if not said.is_listed:
                 enough = stricter(self.similarity_threshold)
         if _is_enough(similarity, enough):
-            return Judgement(Verdict.SERVE)
+            return _SERVED
         if self.verify_from is not None and _is_enough(similarity, self.verify_from):
             return _below(enough, similarity)._replace(verdict=Verdict.VERIFY)
         return _below(enough, similarity, "for a language without word lists")

@@ -102,13 +102,14 @@ def analyse(text: str, *, most_tokens: int = _READ_TOKENS) -> Signature:
     """
     written, unread = _tokens(text, most_tokens)
     reader = _Reader(written)
-    language = _language(reader.lower, load(), is_ascii=text.isascii())
+    is_ascii = text.isascii()
+    language = _language(reader.lower, load(), is_ascii=is_ascii)
     reader.read(lists_of(language))
     spans = _CODE.findall(text) if "`" in text else ()
     return reader.signature(
         unread,
         code=_digest("\x1f".join(spans)) if spans else b"",
-        symbols="" if text.isascii() else _symbols(text),
+        symbols="" if is_ascii else _symbols(text),
         language=language,
     )
 
@@ -436,8 +437,9 @@ class _Reader:
         "lower",
     )  # fmt: skip
 
+    _lexicon: Lexicon
+
     def __init__(self, written: list[str]) -> None:
-        self._lexicon = load()
         # Padded, so that the neighbours of any word can be looked at; `_at` is the next to read.
         self._written = ["", *written, "", ""]
         self.lower = list(map(str.lower, self._written))
