@@ -133,9 +133,10 @@ async def _neighbours(
     neighbours: list[Neighbour] = []
     candidates = await semantic.nearest(place)
     decision = semantic.decisions.decide(place.prompt, candidates, call.terms.tenant_id)
+    to_verify = decision.to_verify
     for judged in decision:
         candidate, verdict = judged.candidate, judged.reason
-        if candidate == decision.to_verify:
+        if candidate == to_verify:
             verdict = f"to be verified: {verdict}"
         if judged.is_served:
             found, left_ms = await exact.lookup_for(

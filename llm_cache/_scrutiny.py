@@ -122,7 +122,7 @@ class Scrutiny:
 
         candidate = shadow.compared(finding.decision)
         hit = finding.hit
-        if hit is None and candidate is not None and not finding.decision.served:
+        if hit is None and candidate is not None and finding.decision.first_served is None:
             hit = await self._semantic.fetch(candidate, call.digest, accepts)
         if hit is None:
             return

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from llm_cache._core import guards
 from llm_cache._core.hit_policy import Decision, Policy, decide, remembered, remembered_packed
@@ -43,7 +44,7 @@ def measure(prompts: Sequence[str], policy: Policy) -> Speed:
     packed = [_candidates(prompts, at, packed=True) for at in range(len(prompts))]
     ways: dict[str, tuple[Sequence[Sequence[Candidate]], Callable[[Decision], object]]] = {
         "from_prompts_us": (kept, tuple),
-        "to_first_us": (kept, _first_served),
+        "to_first_us": (kept, attrgetter("first_served")),
         "from_known_us": (kept, tuple),
         "from_signatures_us": (packed, tuple),
     }
@@ -59,10 +60,6 @@ def measure(prompts: Sequence[str], policy: Policy) -> Speed:
             look_at(decide(prompts[at], candidates[at], policy))
             times[name].append((time.perf_counter() - started) * 1e6)
     return Speed(**{name: statistics.median(values) for name, values in times.items()})
-
-
-def _first_served(decision: Decision) -> object:
-    return next(decision.serve(), None)
 
 
 def _candidates(prompts: Sequence[str], at: int, *, packed: bool) -> list[Candidate]:

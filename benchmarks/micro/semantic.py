@@ -387,7 +387,7 @@ async def _search_and_get(bare: redis.Redis, command: tuple[Any, ...], key: str)
 async def _decide(cache: LLMCache, place: Place) -> object:
     # What a cache salts and asks for a vector that it is given.
     candidates = await cache._semantic.nearest(place)
-    return next(decide(place.prompt, candidates, _RULE).serve(), None)
+    return decide(place.prompt, candidates, _RULE).first_served
 
 
 def _summary(times: dict[str, list[float]]) -> Row:

@@ -162,8 +162,6 @@ def _spelled_out(
     short: frozenset[str], long: frozenset[str], names: frozenset[str], text: Signature
 ) -> tuple[frozenset[str], frozenset[str]]:
     """The difference without an acronym in *short* and the words of *text* that it stands for."""
-    if short.isdisjoint(names):
-        return short, long
     for acronym in short & names:
         if 2 < len(acronym) < 7:
             words = _meaningful(text)

@@ -116,9 +116,14 @@ class Decision:
                 yield judged.candidate
 
     @property
+    def first_served(self) -> Candidate | None:
+        """The best of them; what is behind it need not be judged for this."""
+        return next(self.serve(), None)
+
+    @property
     def to_verify(self) -> Candidate | None:
         """The nearest candidate that may be served if a verifier agrees, when none may without."""
-        if next(self.serve(), None) is not None:
+        if self.first_served is not None:
             return None
         grey = (judged.candidate for judged in self if judged.verdict is Verdict.VERIFY)
         return next(grey, None)

@@ -28,13 +28,12 @@ def compared(decision: Decision) -> Candidate | None:
 
     The one that would be served, else the nearest; `None` where there is nothing to compare.
     """
-    nearest = next((judged.candidate for judged in decision), None)
-    return next(decision.serve(), nearest)
+    return decision.first_served or next((judged.candidate for judged in decision), None)
 
 
 def outcome(decision: Decision, *, agrees: bool) -> Shadow:
     """Return what *decision* was worth, given whether the answers of `compared` agree."""
-    if next(decision.serve(), None) is not None:
+    if decision.first_served is not None:
         return Shadow.RIGHT_HIT if agrees else Shadow.WRONG_HIT
     return Shadow.MISSED_HIT if agrees else Shadow.RIGHT_MISS
 

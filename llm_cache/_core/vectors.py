@@ -77,15 +77,13 @@ def check_vector(values: Sequence[float], *, dimensions: int, model_id: str) -> 
     to see what it holds, and once more to take it in.
     """
     row = _row(values) if type(values) is list and len(values) == dimensions else None
-    if row is not None:
-        norm = math.hypot(*values)
-        if _LEAST_NORM <= norm <= _MOST_NORM:
-            unit: Vector = row / norm
-            return unit
-    # Which says what is wrong.
-    checked: Vector
-    (checked,) = check_vectors([values], count=1, dimensions=dimensions, model_id=model_id)
-    return checked
+    unit: Vector
+    if row is not None and _LEAST_NORM <= (norm := math.hypot(*values)) <= _MOST_NORM:
+        unit = row / norm
+        return unit
+    # Arrays, and whatever is wrong: this says what.
+    (unit,) = check_vectors([values], count=1, dimensions=dimensions, model_id=model_id)
+    return unit
 
 
 def _row(values: list[float]) -> Vector | None:

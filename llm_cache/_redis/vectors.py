@@ -156,7 +156,8 @@ class VectorStore:
         # On a cluster the epoch has a server of its own. A search that is spread over several
         # servers cannot be made from a script.
         self._may_read_along = not connection.is_cluster
-        self._read_along, self._answer_prefix = (keys.epoch, keys.rejected), keys.answer_prefix
+        self._keys_beside = (keys.epoch, keys.rejected)
+        self._answer_prefix = keys.answer_prefix
         self.line = Line(connection, lane)
         """Carries the searches; what they lead to may be fetched over it. Replies are RESP2."""
 
@@ -203,7 +204,7 @@ class VectorStore:
         about = (asked, self._answer_prefix, 1 - least_similarity, scope)
         ask = partial(self._count, self._sizes.due(scope))
         try:
-            reply = await _SEARCH.run(ask, self._read_along, (*about, *search))
+            reply = await _SEARCH.run(ask, self._keys_beside, (*about, *search))
         except StoreUnavailable as error:
             if not isinstance(error.__cause__, ResponseError):
                 raise

@@ -250,8 +250,6 @@ def test_a_threshold_of_an_embedder_may_be_any_real_number(make_cache):
 
 
 async def test_an_faq_asked_once_in_each_wording_is_answered_without_a_wrong_hit(make_cache):
-    import numpy as np
-
     lines = files("llm_cache").joinpath("_data", "faq_groups.jsonl").read_text("utf-8")
     rows = [json.loads(line) for line in lines.splitlines()]
     group_of: dict[str, str] = {}

@@ -239,6 +239,16 @@ def test_row_that_expired_meanwhile_is_no_candidate(reader, reply):
     assert reader._candidates(reply, "s") == []
 
 
+@pytest.mark.parametrize("info", [[b"num_docs", b"-1"], [b"num_docs", b"many"], [], None])
+def test_what_tells_no_number_of_entries_leaves_what_was_known(info):
+    known = sizes.Sizes(clock=FakeClock())
+    known.learn(None, [b"num_docs", b"1000000"])
+    with pytest.raises(StoreUnavailable, match=r"FT\.INFO"):
+        known.learn(None, info)
+    assert known.ef_runtime == sizes.ef_runtime(1_000_000)
+    assert known.unknown("scope") == ("scope",)
+
+
 @pytest.mark.parametrize(
     ("key", "distance"),
     [
