@@ -494,15 +494,17 @@ class LLMCache:
             wants_usage=wants_usage,
         )
         if isinstance(begun, Answered):
-            info = self._told(CacheInfo, begun)
+            info = self._told(CacheInfo(status=begun.status), begun)
             self._note(call, info, begun, started_s, operation="stream")
             return ChatStream(info, self._replay(begun.source.answer, include_usage=wants_usage))
         info = CacheInfo(status=begun.status, shared=begun.is_shared, reason=begun.reason)
         self._note(call, info, None, started_s, operation="stream")
 
         def final() -> CacheInfo:
-            is_known = begun.end.done() and begun.end.exception() is None
-            return self._told(CacheInfo, begun.end.result()) if is_known else info
+            if not begun.end.done() or begun.end.exception() is not None:
+                return info
+            answered = begun.end.result()
+            return self._told(CacheInfo(status=answered.status), answered)
 
         return ChatStream(
             info,
@@ -579,7 +581,9 @@ class LLMCache:
 
         started_s = time.perf_counter()
         answered = await self._engine.answer(call, checked)
-        value = self._told(CachedValue, answered, value=answered.source.answer)
+        value = self._told(
+            CachedValue(status=answered.status, value=answered.source.answer), answered
+        )
         self._note(call, value, answered, started_s, operation="value")
         return value
 
@@ -1056,22 +1060,19 @@ class LLMCache:
         )
 
     def _reply(self, answered: Answered) -> ChatReply:
-        return self._told(ChatReply, answered, source=answered.source)
+        return self._told(ChatReply(status=answered.status, source=answered.source), answered)
 
-    def _told(self, kind: type[_Info], answered: Answered, **what: Any) -> _Info:
-        """Return *what* a caller is given, and how it was come by."""
-        key = None if answered.digest is None else self._keys.answer(answered.digest)
-        created_s = answered.created_s
-        return kind(
-            status=answered.status,
-            key=key,
-            similarity=answered.similarity,
-            age_s=0.0 if created_s is None else max(0.0, self._clock() - created_s),
-            origin=key if answered.is_alias else None,
-            shared=answered.is_shared,
-            reason=answered.reason,
-            **what,
-        )
+    def _told(self, info: _Info, answered: Answered) -> _Info:
+        """Return *info* with how the answer was come by."""
+        if answered.digest is not None:
+            info.key = self._keys.answer(answered.digest)
+            info.origin = info.key if answered.is_alias else None
+        if answered.created_s is not None:
+            info.age_s = max(0.0, self._clock() - answered.created_s)
+        info.similarity = answered.similarity
+        info.shared = answered.is_shared
+        info.reason = answered.reason
+        return info
 
     def _note(
         self,

@@ -29,7 +29,7 @@ class Lookup:
     """What one look-up by digest found, and the epoch it saw."""
 
     entry: Sealed | None
-    epoch: str
+    epoch: str = ""
     """An answer that is made for this look-up is stamped with it."""
     corrupt: CorruptEntry | None = None
     """Why there is no entry although there are bytes."""
@@ -40,6 +40,9 @@ class Lookup:
     start: bytes = b""
     """The first bytes of that, which tell it from anything that takes its place."""
 
+
+_Found = tuple[Lookup, Purges | None, bytes | None]
+"""What is not judged yet, by what to judge it, if that is known, and the epoch that was read."""
 
 # In one step: who is killed between the two would leave a list that never expires.
 _REFER = """
@@ -71,8 +74,9 @@ class ExactStore:
         self._sliding = sliding
         self._cipher = cipher
         self._timeout_s = timeout_s
+        self._digest_at = len(keys.answer_prefix)
         self._reads = (SplitReads if connection.is_cluster else CoalescedReads)(
-            connection, keys.epoch, timeout_s=timeout_s
+            connection, keys.epoch, self._found, timeout_s=timeout_s
         )
 
     @property
@@ -104,12 +108,18 @@ class ExactStore:
         Raises:
             StoreUnavailable: Redis did not answer.
         """
-        blob, epoch = await self._reads.get(self._keys.answer(digest))
-        purges = self.epochs.known(epoch) or await self._purges(epoch, since_s)
-        found = _judge(blob, purges, digest, prompt, self._cipher)
+        found, purges, epoch = await self._reads.get(self._keys.answer(digest))
+        if purges is None:
+            purges = await self._purges(epoch, since_s)
+        _judge(found, purges, digest, prompt)
         if found.corrupt is not None:
             self._reads.doubt()
         return found
+
+    def _found(self, key: str, blob: bytes | None, epoch: bytes | None) -> _Found:
+        """Return what there is under the *key* of an answer, and what decides whether it lives."""
+        found = _opened(blob, key[self._digest_at : -1], self._cipher)
+        return found, self.epochs.known(epoch), epoch
 
     async def _purges(self, epoch: bytes | None, since_s: float | None) -> Purges:
         left_s = self._timeout_s
@@ -131,7 +141,8 @@ class ExactStore:
         *blobs, epoch = await self._connection.read([*keys, self._keys.epoch])
         purges = await self.epochs.current(epoch)
         pairs = zip(blobs, digests, strict=True)
-        return [_judge(blob, purges, digest, None, self._cipher) for blob, digest in pairs]
+        opened = [(_opened(blob, digest, self._cipher), digest) for blob, digest in pairs]
+        return [_judge(found, purges, digest, None) for found, digest in opened]
 
     async def lookup_for(
         self, asked: str, digest: str, prompt: str | None, line: Line | Lines
@@ -165,7 +176,8 @@ class ExactStore:
         are_texts = all(isinstance(value, bytes | None) for value in (blob, epoch))
         if not are_texts or type(left_ms) is not int:
             raise StoreUnavailable("the look-up of an answer was answered with something else")
-        found = _judge(blob, await self.epochs.current(epoch), digest, prompt, self._cipher)
+        purges = await self.epochs.current(epoch)
+        found = _judge(_opened(blob, digest, self._cipher), purges, digest, prompt)
         return found, left_ms if rejected is None else 0
 
     async def promote(
@@ -208,24 +220,31 @@ class ExactStore:
         self._sliding.prolong(origin or digest, entry.fresh_until_s, ttl_s=ttl_s)
 
 
-def _judge(
-    blob: bytes | None, purges: Purges, digest: str, prompt: str | None, cipher: Cipher | None
-) -> Lookup:
+def _opened(blob: bytes | None, digest: str, cipher: Cipher | None) -> Lookup:
+    """Return what is in *blob*, dead or alive."""
     if blob is None:
-        return Lookup(None, purges.epoch)
-    start = blob[:HEADER_BYTES]
+        return Lookup(None)
     try:
         entry = open_sealed(blob, digest, cipher)
-        is_alive = entry is not None and purges.allow(entry, digest, prompt)
     except CorruptEntry as error:
-        return Lookup(None, purges.epoch, error, was_taken=True, start=start)
-    return Lookup(
-        entry if is_alive else None,
-        purges.epoch,
-        is_foreign=entry is None,
-        was_taken=True,
-        start=start,
-    )
+        return Lookup(None, corrupt=error, was_taken=True, start=blob[:HEADER_BYTES])
+    if entry is None:
+        return Lookup(None, is_foreign=True, was_taken=True, start=blob[:HEADER_BYTES])
+    return Lookup(entry, was_taken=True)
+
+
+def _judge(found: Lookup, purges: Purges, digest: str, prompt: str | None) -> Lookup:
+    """Return *found* without an entry that may not be served any more."""
+    found.epoch, entry = purges.epoch, found.entry
+    if entry is None:
+        return found
+    try:
+        if purges.allow(entry, digest, prompt):
+            return found
+    except CorruptEntry as error:
+        found.corrupt = error
+    found.entry, found.start = None, entry.header
+    return found
 
 
 def pair(asked: str, digest: str) -> str:

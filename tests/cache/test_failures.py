@@ -297,8 +297,9 @@ async def test_answer_that_came_damaged_is_not_lost(cache, redis, monkeypatch):
     read = cache._exact._reads.get
 
     async def damaged(name: str) -> Any:
-        value, companion = await read(name)
-        return value and value[:-1] + b"?", companion
+        _, _, epoch = await read(name)
+        value = await redis.get(name)
+        return cache._exact._found(name, value and value[:-1] + b"?", epoch)
 
     with monkeypatch.context() as patch:
         patch.setattr(cache._exact._reads, "get", damaged)

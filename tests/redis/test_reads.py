@@ -11,7 +11,7 @@ from redis.exceptions import MovedError
 
 from llm_cache._deadline import now_s
 from llm_cache._redis.connection import Connection
-from llm_cache._redis.reads import CoalescedReads, SplitReads
+from llm_cache._redis.reads import CoalescedReads, SplitReads, as_pair
 from llm_cache.errors import StoreTimeout, StoreUnavailable
 
 
@@ -25,7 +25,7 @@ async def connection(redis_url):
 
 @pytest.fixture
 async def reads(connection, namespace):
-    reads = CoalescedReads(connection, f"{namespace}:companion")
+    reads = CoalescedReads(connection, f"{namespace}:companion", as_pair)
     yield reads
     await reads.aclose()
 
@@ -40,7 +40,7 @@ async def test_reads_leave_a_pool_of_one_to_others(connection, reads, namespace)
 async def test_reads_ask_the_database_of_the_url(redis_url, namespace):
     connection = Connection(f"{redis_url}?db=1", max_connections=1, timeout_s=2)
     await connection.open()
-    reads = CoalescedReads(connection, f"{namespace}:companion")
+    reads = CoalescedReads(connection, f"{namespace}:companion", as_pair)
     await connection.execute("SET", f"{namespace}:a", "1", "PX", 60_000)
 
     assert await reads.get(f"{namespace}:a") == (b"1", None)
@@ -126,6 +126,30 @@ async def test_each_of_a_crowd_gets_the_value_of_his_key(reads, stored):
     assert found == [(stored[key], None) for key in keys]
 
 
+async def test_value_that_cannot_be_read_is_an_error_of_its_own_callers_alone(
+    connection, stored, namespace
+):
+    numbers = {key: int(value) for key, value in stored.items()}
+    broken = f"{namespace}:13"
+
+    def as_number(key: str, value: bytes | None, _: bytes | None) -> int:
+        if key == broken:
+            raise LookupError(key)
+        return int(value or 0)
+
+    reads = CoalescedReads(connection, f"{namespace}:companion", as_number)
+    keys = [*list(stored)[:100], broken]
+    found = await asyncio.gather(*map(reads.get, keys), return_exceptions=True)
+
+    errors = [value for value in found if isinstance(value, LookupError)]
+    assert len(errors) == keys.count(broken) == 2
+    assert [v for v in found if v not in errors] == [numbers[k] for k in keys if k != broken]
+    with pytest.raises(LookupError):
+        await reads.get(broken)
+    assert await reads.get(keys[0]) == 0
+    await reads.aclose()
+
+
 async def test_redis_goes_on_while_some_of_a_crowd_run(reads, stored, monkeypatch):
     happened: list[str] = []
     packed = reads._packed
@@ -185,7 +209,7 @@ async def test_what_has_moved_is_read_again_within_the_same_limit(connection, mo
         await asyncio.sleep(60)
 
     monkeypatch.setattr(connection, "execute", hang)
-    reads = SplitReads(connection, "companion", timeout_s=0.05)
+    reads = SplitReads(connection, "companion", as_pair, timeout_s=0.05)
     async with asyncio.timeout(2):
         with pytest.raises(StoreTimeout):
             await reads._found("key", MovedError("1 127.0.0.1:1"), now_s())

@@ -10,7 +10,7 @@ from redis.crc import key_slot
 
 from llm_cache._core.keys import Keys
 from llm_cache._redis.connection import Connection
-from llm_cache._redis.reads import SplitReads
+from llm_cache._redis.reads import SplitReads, as_pair
 from llm_cache._redis.shards import ShardedVectors
 from llm_cache.errors import StoreTimeout, StoreUnavailable
 from llm_cache.events import DependencyFailed, Event
@@ -31,7 +31,7 @@ async def connection(cluster):
 
 @pytest.fixture
 async def reads(connection, namespace):
-    reads = SplitReads(connection, f"{namespace}:companion")
+    reads = SplitReads(connection, f"{namespace}:companion", as_pair)
     yield reads
     await reads.aclose()
 
