@@ -162,7 +162,7 @@ def _spelled_out(
     short: frozenset[str], long: frozenset[str], names: frozenset[str], text: Signature
 ) -> tuple[frozenset[str], frozenset[str]]:
     """The difference without an acronym in *short* and the words of *text* that it stands for."""
-    for acronym in short & names:
+    for acronym in short & names if names else ():
         if 2 < len(acronym) < 7:
             words = _meaningful(text)
             at = "".join([word[0] for word in words]).find(acronym)
@@ -350,8 +350,8 @@ def _order(new: Signature, cached: Signature, difference: _Difference) -> bool:
         if _turned(new.roles ^ cached.roles, new, cached):
             return True
         exchanged = _objects_exchanged(new, cached, lexicon)
-    # Only then can the same words stand in another order.
-    if lexicon.auxiliaries.issuperset((difference.new | difference.cached) - {"BY"}):
+    if _is_in_auxiliaries(difference):
+        # Only then can the same words stand in another order.
         exchanged = exchanged or _exchanged(new, cached)
         exchanged = exchanged or _passive(new, cached) or _passive(cached, new)
     return (
@@ -359,6 +359,13 @@ def _order(new: Signature, cached: Signature, difference: _Difference) -> bool:
         and lexicon.symmetric.isdisjoint(new.words)
         and lexicon.symmetric.isdisjoint(cached.words)
     )
+
+
+def _is_in_auxiliaries(difference: _Difference) -> bool:
+    """Whether nothing differs but auxiliaries, and a "by"."""
+    if difference.new_content or difference.cached_content:
+        return False
+    return difference.lists.auxiliaries.issuperset((difference.new | difference.cached) - {"BY"})
 
 
 def _turned(apart: frozenset[tuple[str, str]], new: Signature, cached: Signature) -> bool:
@@ -521,7 +528,14 @@ def _substituted(new: Signature, cached: Signature, difference: _Difference) -> 
     Of more words only when each stands exactly in the place of another.
     """
     content, other = difference.new_content, difference.cached_content
-    if 0 < len(content) <= _PHRASE and 0 < len(other) <= _PHRASE:
+    auxiliaries = difference.lists.auxiliaries
+    if (
+        0 < len(content) <= _PHRASE
+        and 0 < len(other) <= _PHRASE
+        # Seldom, and known sooner than where they stand.
+        and auxiliaries.issuperset(difference.new - content)
+        and auxiliaries.issuperset(difference.cached - other)
+    ):
         a, b = _middles(_bones(new), _bones(cached))
         if content.issuperset(a) and other.issuperset(b):
             return True
