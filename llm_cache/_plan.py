@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Hashable, Iterator, Mapping
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any, Protocol, Unpack
 
 from llm_cache._call import (
@@ -75,13 +75,13 @@ class Planner:
             InvalidRequest: an argument cannot work; the message names it.
         """
         kind, is_kept = self._kind(service, options, params)
-        plain = _as_plain(prompt, kind) if is_kept else None
-        if plain is not None:
+        planned = None
+        if is_kept and type(prompt) is str:
+            planned = kind.opening.call(prompt)
+        elif is_kept and (plain := _as_plain(prompt, kind)) is not None:
             turn, system = plain
             planned = self._opening(kind, system).call(turn)
-            if planned is not None:
-                return planned
-        return kind.call(prompt)
+        return kind.call(prompt) if planned is None else planned
 
     def _kind(
         self, service: Service, options: dict[str, Any], params: dict[str, Any]
@@ -159,9 +159,7 @@ _MOST_CHARS = 10_000
 
 
 def _as_plain(prompt: Prompt, kind: _Kind) -> tuple[str, str | None] | None:
-    """Return the turn and the system message before it, if *prompt* says no more than those."""
-    if type(prompt) is str:
-        return prompt, kind.system
+    """Return the turn and the system message before it, if a list says no more than those."""
     if type(prompt) is not list or len(prompt) > 2 or kind.has_system:
         return None
     if not all(map(is_plain, prompt)) or [message["role"] for message in prompt] not in _PLAIN:
@@ -235,6 +233,11 @@ class _Kind:
         self._params = canonical.copied(self._params)
         wait_s = _seconds(self._params.get("timeout"), service.timeout)
         self.terms = terms_of(config, model=name, refuse=policy.refusal, wait_s=wait_s, **options)
+
+    @cached_property
+    def opening(self) -> _Opening:
+        """What its plain prompts have before them."""
+        return _Opening(self, self.system)
 
     def call(self, prompt: Prompt) -> tuple[Call, RequestOf]:
         """Return the call for *prompt*, and what makes the model's request.

@@ -7,6 +7,10 @@ import functools
 import inspect
 import os
 import time
+
+# Among those that asyncio exports for all its name; where no loop runs, as in a child that was
+# forked, it returns `None`.
+from asyncio import _get_running_loop as _loop_here
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -1115,14 +1119,6 @@ class LLMCache:
     def _tell(self, event: Event) -> None:
         self._statistics.hear(event)
         emit(self._hooks, event)
-
-
-def _loop_here() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        # Also in a child that was forked: there no loop runs, as far as asyncio knows.
-        return None
 
 
 def _cipher(config: CacheConfig) -> Cipher | None:

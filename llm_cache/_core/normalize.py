@@ -158,9 +158,9 @@ def fold_text(text: str, normalization: Normalization) -> str:
     Text of several lines, and text with code or quotations in it, keeps its inner white space:
     there it may be what the question is about.
     """
-    if normalization is Normalization.VERBATIM:
-        return text
     if normalization is Normalization.WHITESPACE and _is_folded(text):
+        return text
+    if normalization is Normalization.VERBATIM:
         return text
     folded = text if text.isascii() else unicodedata.normalize("NFC", text)
     folded = folded.strip()

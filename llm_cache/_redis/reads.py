@@ -57,6 +57,9 @@ class CoalescedReads(Generic[_T]):
     in between of what the callers do next.
     """
 
+    _loop: asyncio.AbstractEventLoop
+    """The one that callers wait in. Asked for once for a batch: it takes a call of the system."""
+
     def __init__(
         self,
         connection: Connection,
@@ -129,10 +132,10 @@ class CoalescedReads(Generic[_T]):
     def _join(self, key: str) -> asyncio.Future[_T]:
         """Return what will have the value of *key* from the next batch."""
         if not self._waiting:
-            self._waiting_since_s = now_s()
+            self._waiting_since_s, self._loop = now_s(), asyncio.get_running_loop()
         # Everybody waits for a future of his own, so that one who leaves takes nobody along. How
         # long is up to whoever serves them: a timer for each would cost more than the read.
-        future: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[_T] = self._loop.create_future()
         waiters = self._waiting.get(key)
         if waiters is None:
             self._waiting[key] = [future]
