@@ -102,7 +102,7 @@ class Planner:
         is_kept = key is not None and _is_lasting(options, params)
         if is_kept:
             if len(self._known) >= _MOST_KNOWN:
-                del self._known[next(iter(self._known))]
+                self._known.pop(next(iter(self._known))).forget_opening()
             self._known[key] = kind
         return kind, is_kept
 
@@ -238,6 +238,10 @@ class _Kind:
     def opening(self) -> _Opening:
         """What its plain prompts have before them."""
         return _Opening(self, self.system)
+
+    def forget_opening(self) -> None:
+        """Let go of what refers back to this kind, which then needs no garbage collector to go."""
+        self.__dict__.pop("opening", None)
 
     def call(self, prompt: Prompt) -> tuple[Call, RequestOf]:
         """Return the call for *prompt*, and what makes the model's request.

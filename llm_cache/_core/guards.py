@@ -162,7 +162,7 @@ def _spelled_out(
     short: frozenset[str], long: frozenset[str], names: frozenset[str], text: Signature
 ) -> tuple[frozenset[str], frozenset[str]]:
     """The difference without an acronym in *short* and the words of *text* that it stands for."""
-    for acronym in short & names if names else ():
+    for acronym in short & names:
         if 2 < len(acronym) < 7:
             words = _meaningful(text)
             at = "".join([word[0] for word in words]).find(acronym)
@@ -350,7 +350,7 @@ def _order(new: Signature, cached: Signature, difference: _Difference) -> bool:
         if _turned(new.roles ^ cached.roles, new, cached):
             return True
         exchanged = _objects_exchanged(new, cached, lexicon)
-    if _is_in_auxiliaries(difference):
+    if _only_auxiliaries_differ(difference):
         # Only then can the same words stand in another order.
         exchanged = exchanged or _exchanged(new, cached)
         exchanged = exchanged or _passive(new, cached) or _passive(cached, new)
@@ -361,8 +361,9 @@ def _order(new: Signature, cached: Signature, difference: _Difference) -> bool:
     )
 
 
-def _is_in_auxiliaries(difference: _Difference) -> bool:
+def _only_auxiliaries_differ(difference: _Difference) -> bool:
     """Whether nothing differs but auxiliaries, and a "by"."""
+    # Seen sooner than by the sets: no word that says what is asked is one of them.
     if difference.new_content or difference.cached_content:
         return False
     return difference.lists.auxiliaries.issuperset((difference.new | difference.cached) - {"BY"})
@@ -532,7 +533,7 @@ def _substituted(new: Signature, cached: Signature, difference: _Difference) -> 
     if (
         0 < len(content) <= _PHRASE
         and 0 < len(other) <= _PHRASE
-        # Seldom, and known sooner than where they stand.
+        # Any other word would stand between the common ends. Seen sooner than where those are.
         and auxiliaries.issuperset(difference.new - content)
         and auxiliaries.issuperset(difference.cached - other)
     ):

@@ -259,6 +259,6 @@ class Keys:
         return f"{self.namespace}:stats:{{counts}}:{part}"
 
 
-def answer_digest(entry_key: str) -> str:
-    """Return the digest of the answer that the semantic entry *entry_key* leads to."""
-    return entry_key[entry_key.rindex("{") + 1 : entry_key.rindex("}")]
+def answer_digest(key: str) -> str:
+    """Return the digest of an answer, from its own *key* or that of its semantic entry."""
+    return key[key.rindex("{") + 1 : key.rindex("}")]

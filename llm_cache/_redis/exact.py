@@ -8,7 +8,7 @@ from typing import Any
 
 from llm_cache._core.codec import HEADER_BYTES, Sealed, open_sealed
 from llm_cache._core.encryption import Cipher
-from llm_cache._core.keys import Keys
+from llm_cache._core.keys import Keys, answer_digest
 from llm_cache._core.policy import Purges
 from llm_cache._deadline import Deadline, now_s
 from llm_cache._redis.connection import Connection
@@ -30,7 +30,7 @@ class Lookup:
 
     entry: Sealed | None
     epoch: str = ""
-    """An answer that is made for this look-up is stamped with it."""
+    """An answer that is made for this look-up is stamped with it. Empty before it is judged."""
     corrupt: CorruptEntry | None = None
     """Why there is no entry although there are bytes."""
     is_foreign: bool = False
@@ -41,8 +41,8 @@ class Lookup:
     """The first bytes of that, which tell it from anything that takes its place."""
 
 
-_Found = tuple[Lookup, Purges | None, bytes | None]
-"""What is not judged yet, by what to judge it, if that is known, and the epoch that was read."""
+_Unjudged = tuple[Lookup, Purges | None, bytes | None]
+"""What was found, by what to judge it, if that is known, and the epoch that was read."""
 
 # In one step: who is killed between the two would leave a list that never expires.
 _REFER = """
@@ -74,9 +74,8 @@ class ExactStore:
         self._sliding = sliding
         self._cipher = cipher
         self._timeout_s = timeout_s
-        self._digest_at = len(keys.answer_prefix)
         self._reads = (SplitReads if connection.is_cluster else CoalescedReads)(
-            connection, keys.epoch, self._found, timeout_s=timeout_s
+            connection, keys.epoch, self._read_as, timeout_s=timeout_s
         )
 
     @property
@@ -111,14 +110,14 @@ class ExactStore:
         found, purges, epoch = await self._reads.get(self._keys.answer(digest))
         if purges is None:
             purges = await self._purges(epoch, since_s)
-        _judge(found, purges, digest, prompt)
+        found = _judge(found, purges, digest, prompt)
         if found.corrupt is not None:
             self._reads.doubt()
         return found
 
-    def _found(self, key: str, blob: bytes | None, epoch: bytes | None) -> _Found:
+    def _read_as(self, key: str, blob: bytes | None, epoch: bytes | None) -> _Unjudged:
         """Return what there is under the *key* of an answer, and what decides whether it lives."""
-        found = _opened(blob, key[self._digest_at : -1], self._cipher)
+        found = _opened(blob, answer_digest(key), self._cipher)
         return found, self.epochs.known(epoch), epoch
 
     async def _purges(self, epoch: bytes | None, since_s: float | None) -> Purges:
@@ -221,29 +220,34 @@ class ExactStore:
 
 
 def _opened(blob: bytes | None, digest: str, cipher: Cipher | None) -> Lookup:
-    """Return what is in *blob*, dead or alive."""
+    """Return what is in *blob*, dead or alive: it is yet to be judged."""
     if blob is None:
         return Lookup(None)
+    entry = corrupt = None
     try:
         entry = open_sealed(blob, digest, cipher)
     except CorruptEntry as error:
-        return Lookup(None, corrupt=error, was_taken=True, start=blob[:HEADER_BYTES])
-    if entry is None:
-        return Lookup(None, is_foreign=True, was_taken=True, start=blob[:HEADER_BYTES])
-    return Lookup(entry, was_taken=True)
+        corrupt = error
+    return Lookup(
+        entry,
+        corrupt=corrupt,
+        is_foreign=entry is None and corrupt is None,
+        was_taken=True,
+        start=blob[:HEADER_BYTES],
+    )
 
 
 def _judge(found: Lookup, purges: Purges, digest: str, prompt: str | None) -> Lookup:
-    """Return *found* without an entry that may not be served any more."""
+    """Set the epoch of *found*, take out an entry that may not be served any more, and return it.
+
+    *prompt* is what patterns are compared with.
+    """
     found.epoch, entry = purges.epoch, found.entry
-    if entry is None:
-        return found
     try:
-        if purges.allow(entry, digest, prompt):
-            return found
+        if entry is not None and not purges.allow(entry, digest, prompt):
+            found.entry = None
     except CorruptEntry as error:
-        found.corrupt = error
-    found.entry, found.start = None, entry.header
+        found.entry, found.corrupt = None, error
     return found
 
 

@@ -53,8 +53,9 @@ class CoalescedReads(Generic[_T]):
     was refused comes back as its error in the place of the value. A batch takes *timeout_s* at
     most; default `redis_timeout_s`.
 
-    What *read_as* does is done for all of a batch in a row, which takes half the time of the same
-    in between of what the callers do next.
+    *read_as* makes what a caller is given of the bytes, for each caller anew. It is called for all
+    of a batch in a row, which takes half the time of the same between the steps of the callers.
+    What it raises is raised by `get`, for the callers of that key alone.
     """
 
     _loop: asyncio.AbstractEventLoop
@@ -92,6 +93,7 @@ class CoalescedReads(Generic[_T]):
 
         Raises:
             StoreUnavailable: Redis did not answer, or not in time.
+            Exception: whatever `read_as` raises.
         """
         return self._join(key) if self._is_busy else self._get_alone(key)
 

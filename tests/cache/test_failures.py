@@ -299,7 +299,7 @@ async def test_answer_that_came_damaged_is_not_lost(cache, redis, monkeypatch):
     async def damaged(name: str) -> Any:
         _, _, epoch = await read(name)
         value = await redis.get(name)
-        return cache._exact._found(name, value and value[:-1] + b"?", epoch)
+        return cache._exact._read_as(name, value and value[:-1] + b"?", epoch)
 
     with monkeypatch.context() as patch:
         patch.setattr(cache._exact._reads, "get", damaged)

@@ -4,6 +4,8 @@ import asyncio
 
 import pytest
 
+from llm_cache._core.keys import answer_digest
+
 QUESTION = "What is the capital of France?"
 REPHRASED = "Tell me the capital city of France."
 ANOTHER = "Name the capital city that France has."
@@ -136,6 +138,23 @@ async def test_approved_answer_takes_the_place_of_one_that_was_invalidated(make_
     await cache.reject(bad.key)
     assert await cache.approve(good.key, "Capital of FR?")
     assert (await cache.chat("Capital of FR?")).origin == good.key
+
+
+async def test_entry_of_what_an_approved_answer_replaced_is_forgotten(
+    make_cache, embedder, redis, namespace
+):
+    """An alias has none: it would be the nearest to others for as long as the alias lives."""
+    embedder.similar(REPHRASED, ANOTHER, 0.97)
+    cache = make_cache()
+    good = await cache.store_semantic(QUESTION, "Paris.")
+    replaced = await cache.store_semantic(REPHRASED, "Lyon.")
+    assert await cache.approve(good, REPHRASED)
+
+    assert await cache.lookup_semantic(ANOTHER) is None
+    (left,) = await redis.keys(f"{namespace}:s:*")
+    assert answer_digest(left.decode()) == answer_digest(good)
+    assert (await cache.lookup_exact(REPHRASED)).text == "Paris."
+    assert await redis.exists(replaced)
 
 
 async def test_approved_alias_goes_with_its_origin(make_cache):

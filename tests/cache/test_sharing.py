@@ -174,6 +174,17 @@ async def test_what_one_does_with_an_answer_at_once_is_not_done_to_the_others(ca
     assert (await cache.chat(QUESTION)).text == "Paris."
 
 
+async def test_nor_to_those_whose_exact_hits_are_read_in_one_batch(cache):
+    await cache.store_exact(QUESTION, "Paris.")
+
+    async def footed() -> Any:
+        reply = await cache.chat(QUESTION)
+        reply.data["choices"][0]["message"]["content"] += " (cached)"
+        return reply.text
+
+    assert await asyncio.gather(*(footed() for _ in range(20))) == ["Paris. (cached)"] * 20
+
+
 async def test_nor_to_those_who_share_a_semantic_hit(make_cache, embedder):
     embedder.similar(QUESTION, REPHRASED, 0.95)
     await make_cache().store_semantic(QUESTION, "Paris.")

@@ -3,7 +3,9 @@
 The named tests are failures that other caches have shipped.
 """
 
+import gc
 import inspect
+import weakref
 from collections import OrderedDict
 from copy import deepcopy
 from dataclasses import replace
@@ -494,6 +496,19 @@ def test_only_so_many_kinds_of_calls_are_remembered():
     for i in range(3_000):
         planner.chat("Hi", service, {"tenant": str(i)}, {})
     assert len(planner._known) == 1024
+
+
+def test_kind_that_is_forgotten_needs_no_garbage_collector(monkeypatch):
+    monkeypatch.setattr("llm_cache._plan._MOST_KNOWN", 1)
+    planner, service = Planner(CacheConfig()), Service("u")
+    gc.disable()
+    try:
+        planner.chat("Hi", service, {"tenant": "one"}, {})
+        one = weakref.ref(next(iter(planner._known.values())))
+        planner.chat("Hi", service, {"tenant": "two"}, {})
+        assert one() is None
+    finally:
+        gc.enable()
 
 
 def test_only_so_many_system_prompts_are_remembered():

@@ -30,6 +30,11 @@ async def reads(connection, namespace):
     await reads.aclose()
 
 
+async def ids(redis: Any) -> set[str]:
+    """Return who is connected."""
+    return {client["id"] for client in await redis.client_list()}
+
+
 async def test_reads_leave_a_pool_of_one_to_others(connection, reads, namespace):
     await connection.execute("SET", f"{namespace}:a", "1", "PX", 60_000)
 
@@ -50,11 +55,11 @@ async def test_reads_ask_the_database_of_the_url(redis_url, namespace):
 
 async def test_connection_that_was_closed_is_made_anew(reads, redis, namespace):
     await reads.get(f"{namespace}:a")
-    before = {client["id"] for client in await redis.client_list()}
+    before = await ids(redis)
     await redis.client_kill_filter(_type="normal", skipme=True)
 
     assert await reads.get(f"{namespace}:a") == (None, None)
-    assert {client["id"] for client in await redis.client_list()} - before
+    assert await ids(redis) - before
 
 
 async def test_closing_answers_who_waits_for_a_read_that_is_under_way(reads, monkeypatch):
@@ -127,7 +132,7 @@ async def test_each_of_a_crowd_gets_the_value_of_his_key(reads, stored):
 
 
 async def test_value_that_cannot_be_read_is_an_error_of_its_own_callers_alone(
-    connection, stored, namespace
+    connection, redis, stored, namespace
 ):
     numbers = {key: int(value) for key, value in stored.items()}
     broken = f"{namespace}:13"
@@ -139,15 +144,37 @@ async def test_value_that_cannot_be_read_is_an_error_of_its_own_callers_alone(
 
     reads = CoalescedReads(connection, f"{namespace}:companion", as_number)
     keys = [*list(stored)[:100], broken]
-    found = await asyncio.gather(*map(reads.get, keys), return_exceptions=True)
+    try:
+        found = await asyncio.gather(*map(reads.get, keys), return_exceptions=True)
+        before = await ids(redis)
 
-    errors = [value for value in found if isinstance(value, LookupError)]
-    assert len(errors) == keys.count(broken) == 2
-    assert [v for v in found if v not in errors] == [numbers[k] for k in keys if k != broken]
-    with pytest.raises(LookupError):
-        await reads.get(broken)
-    assert await reads.get(keys[0]) == 0
-    await reads.aclose()
+        errors = [value for value in found if isinstance(value, LookupError)]
+        assert len(errors) == keys.count(broken) == 2
+        assert [v for v in found if v not in errors] == [numbers[k] for k in keys if k != broken]
+        with pytest.raises(LookupError):
+            await reads.get(broken)
+        assert await reads.get(keys[0]) == 0
+        assert await ids(redis) == before  # the connection is none the worse for it
+    finally:
+        await reads.aclose()
+
+
+async def test_nothing_is_read_for_who_has_left(connection, stored, namespace):
+    read: list[str] = []
+
+    def as_key(key: str, *_: bytes | None) -> str:
+        read.append(key)
+        return key
+
+    reads = CoalescedReads(connection, f"{namespace}:companion", as_key)
+    first, left, last = list(stored)[:3]
+    asked = {key: asyncio.ensure_future(reads.get(key)) for key in (first, left, last)}
+    await asyncio.sleep(0)
+    asked.pop(left).cancel()
+    try:
+        assert await asyncio.gather(*asked.values()) == read == [first, last]
+    finally:
+        await reads.aclose()
 
 
 async def test_redis_goes_on_while_some_of_a_crowd_run(reads, stored, monkeypatch):
@@ -192,16 +219,13 @@ async def test_connection_that_is_lost_amid_a_batch_costs_nobody_his_value(
 
 
 async def test_read_after_a_doubtful_one_takes_a_new_connection(reads, redis, namespace):
-    async def ids() -> set[str]:
-        return {client["id"] for client in await redis.client_list()}
-
     await reads.get(f"{namespace}:a")
-    first = await ids()
+    first = await ids(redis)
     await reads.get(f"{namespace}:a")
-    assert await ids() == first
+    assert await ids(redis) == first
     reads.doubt()
     await reads.get(f"{namespace}:a")
-    assert len(await ids() - first) == 1
+    assert len(await ids(redis) - first) == 1
 
 
 async def test_what_has_moved_is_read_again_within_the_same_limit(connection, monkeypatch):
