@@ -8,8 +8,8 @@ Beside them what somebody reaches who has all keys at hand: redis-py's pipeline 
 as there are callers. At 10,000 callers nobody may get an error, and the server counts our
 connections meanwhile.
 
-And one caller alone: `ExactStore.lookup`'s read, coalesced, beside the same `MGET` through the
-cache's pool, which is what there would be without coalescing.
+And one caller alone: `ExactStore.lookup`'s read, coalesced, with the check of its bytes, beside
+the same `MGET` through the cache's pool, which is what there would be without coalescing.
 """
 
 from __future__ import annotations
