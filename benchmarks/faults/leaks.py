@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -42,6 +43,7 @@ COLUMNS = {
     "objects": "objects:,",
     "tasks": "tasks",
     "open files": "files",
+    "connections to the model": "model_connections",
     "clients of Redis": "clients",
     "Redis MB": "redis_mb:.1f",
 }
@@ -58,6 +60,9 @@ class Look:
     """That the garbage collector knows."""
     tasks: int
     files: int
+    """Without the connections to the model."""
+    model_connections: int
+    """As many as were needed at once in the last seconds: the SDK's client keeps them so long."""
     clients: int
     """Connections to Redis, as it sees them."""
     redis_mb: float
@@ -108,7 +113,7 @@ async def measure(
         looks = []
         for look in range(1, _LOOKS + 1):
             await crowd.ask(requests // _LOOKS)
-            looks.append(await _look(stage, requests * look // _LOOKS))
+            looks.append(await _look(stage, upstream_url, requests * look // _LOOKS))
     return looks, statuses
 
 
@@ -140,6 +145,7 @@ def grown(looks: Sequence[Look]) -> list[str]:
         "objects": MOST_OBJECTS * middle[0].objects,
         "tasks": 0,
         "files": 2,
+        "model_connections": _CALLERS,
         "clients": 2,
         "redis_mb": MOST_MB,
     }
@@ -216,18 +222,23 @@ class _Crowd:
         self._statuses["left" if isinstance(ended, asyncio.CancelledError) else "stayed"] += 1
 
 
-async def _look(stage: Stage, requests: int) -> Look:
+async def _look(stage: Stage, upstream_url: str, requests: int) -> Look:
     # Who left may have left something that still winds up.
     await asyncio.wait_for(_settled(), 30)
     gc.collect()
     this = psutil.Process(os.getpid())
     info: dict[str, Any] = await stage.admin.info()
+    port = urlsplit(upstream_url).port
+    connections = this.net_connections("tcp")
+    # Who listens has nobody at the other end.
+    to_model = [it for it in connections if getattr(it.raddr, "port", None) == port]
     return Look(
         requests=requests,
         memory_mb=this.memory_info().rss / 1e6,
         objects=len(gc.get_objects()),
         tasks=len(asyncio.all_tasks()),
-        files=this.num_fds(),
+        files=this.num_fds() - len(to_model),
+        model_connections=len(to_model),
         clients=int(info["connected_clients"]),
         redis_mb=int(info["used_memory"]) / 1e6,
     )

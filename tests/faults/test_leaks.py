@@ -8,7 +8,16 @@ from benchmarks.faults.leaks import MOST_MB, Look, grown, measure
 from benchmarks.session import UpstreamProcess
 
 CALM = [
-    Look(requests=i, memory_mb=100, objects=1_000, tasks=3, files=50, clients=10, redis_mb=5)
+    Look(
+        requests=i,
+        memory_mb=100,
+        objects=1_000,
+        tasks=3,
+        files=50,
+        model_connections=5,
+        clients=10,
+        redis_mb=5,
+    )
     for i in range(20)
 ]
 
@@ -28,7 +37,14 @@ async def test_requests_leave_nothing_behind(requests):
 
 @pytest.mark.parametrize(
     ("name", "each"),
-    [("memory_mb", MOST_MB / 4), ("objects", 3), ("tasks", 1), ("files", 1), ("clients", 1)],
+    [
+        ("memory_mb", MOST_MB / 4),
+        ("objects", 3),
+        ("tasks", 1),
+        ("files", 1),
+        ("model_connections", 5),
+        ("clients", 1),
+    ],
 )
 def test_growth_is_seen(name, each):
     growing = [
