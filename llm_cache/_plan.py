@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Hashable, Iterator, Mapping
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 from typing import Any, Protocol, Unpack
 
 from llm_cache._call import (
@@ -75,13 +75,13 @@ class Planner:
             InvalidRequest: an argument cannot work; the message names it.
         """
         kind, is_kept = self._kind(service, options, params)
-        planned = None
-        if is_kept and type(prompt) is str:
-            planned = kind.opening.call(prompt)
-        elif is_kept and (plain := _as_plain(prompt, kind)) is not None:
+        plain = _as_plain(prompt, kind) if is_kept else None
+        if plain is not None:
             turn, system = plain
             planned = self._opening(kind, system).call(turn)
-        return kind.call(prompt) if planned is None else planned
+            if planned is not None:
+                return planned
+        return kind.call(prompt)
 
     def _kind(
         self, service: Service, options: dict[str, Any], params: dict[str, Any]
@@ -102,7 +102,7 @@ class Planner:
         is_kept = key is not None and _is_lasting(options, params)
         if is_kept:
             if len(self._known) >= _MOST_KNOWN:
-                self._known.pop(next(iter(self._known))).forget_opening()
+                del self._known[next(iter(self._known))]
             self._known[key] = kind
         return kind, is_kept
 
@@ -159,7 +159,9 @@ _MOST_CHARS = 10_000
 
 
 def _as_plain(prompt: Prompt, kind: _Kind) -> tuple[str, str | None] | None:
-    """Return the turn and the system message before it, if a list says no more than those."""
+    """Return the turn and the system message before it, if *prompt* says no more than those."""
+    if type(prompt) is str:
+        return prompt, kind.system
     if type(prompt) is not list or len(prompt) > 2 or kind.has_system:
         return None
     if not all(map(is_plain, prompt)) or [message["role"] for message in prompt] not in _PLAIN:
@@ -233,15 +235,6 @@ class _Kind:
         self._params = canonical.copied(self._params)
         wait_s = _seconds(self._params.get("timeout"), service.timeout)
         self.terms = terms_of(config, model=name, refuse=policy.refusal, wait_s=wait_s, **options)
-
-    @cached_property
-    def opening(self) -> _Opening:
-        """What its plain prompts have before them."""
-        return _Opening(self, self.system)
-
-    def forget_opening(self) -> None:
-        """Let go of what refers back to this kind, which then needs no garbage collector to go."""
-        self.__dict__.pop("opening", None)
 
     def call(self, prompt: Prompt) -> tuple[Call, RequestOf]:
         """Return the call for *prompt*, and what makes the model's request.
